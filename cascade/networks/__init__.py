@@ -1,0 +1,1 @@
+"""Networks know tensors: noisy images in, predictions out. Noise levels and what a prediction means belong to `cascade.denoiser`."""

@@ -1,0 +1,146 @@
+"""The ADM family of U-Nets: Imagen's base, SR3, CDM (and, later, DeepFloyd IF).
+
+Shapes: B batch, C channels, H W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
+
+from cascade.networks.attention import Attention, TextFeatures
+from cascade.networks.base import DiffusionNetwork
+from cascade.networks.blocks import ResBlock, zeroed
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Every axis on which the presets differ.
+
+    in_channels counts the low-resolution image where there is one (6); out_channels is 6 where the variance is learned.
+    width is the channel count of level 0 and multipliers[i] scales it at level i, which runs at 1/2^i of the resolution
+    (after ``patch``); blocks[i] residual blocks stand there, with attention if i is in attention_levels. ``patch`` p folds
+    p x p pixels into channels before the first convolution and unfolds them after the last, which puts a small network's
+    work where a CPU is fast (simple diffusion, section 3.3).
+    """
+
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: tuple[int, ...]
+    attention_levels: tuple[int, ...]
+    embedding_width: int
+    in_channels: int = 3
+    out_channels: int = 3
+    head_channels: int = 64
+    text_width: int | None = None
+    classes: int | None = None
+    augmented: bool = False
+    patch: int = 1
+    dropout: float = 0.0
+    residual_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.multipliers) != len(self.blocks) or not self.blocks:
+            raise ValueError(f"need one block count per level, got {self.blocks} for multipliers {self.multipliers}")
+        if any(level not in range(len(self.blocks)) for level in self.attention_levels):
+            raise ValueError(
+                f"attention_levels {self.attention_levels} names a level outside 0..{len(self.blocks) - 1}"
+            )
+        if self.width % 32:
+            raise ValueError(f"width must be a multiple of 32 (the group norm's groups), got {self.width}")
+
+    @property
+    def divisor(self) -> int:
+        """Image sides must be divisible by this."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+
+class Layer(nn.Module):
+    """A residual block and, on the levels that have it, attention."""
+
+    def __init__(
+        self, config: UNetConfig, channels: int, out: int, *, resample: str | None = None, attention: bool
+    ) -> None:
+        super().__init__()
+        self.block = ResBlock(
+            channels,
+            out,
+            config.embedding_width,
+            resample=resample,
+            dropout=config.dropout,
+            residual_scale=config.residual_scale,
+        )
+        heads = max(1, out // config.head_channels)
+        self.attention = Attention(out, heads, out, config.text_width) if attention else None
+
+
+class UNet(DiffusionNetwork):
+    """ADM's U-Net (Dhariwal & Nichol 2021) with Imagen's text conditioning.
+
+    Every layer's output on the way down is a skip; on the way up each level has one layer more than on the way down and
+    takes the skips in reverse.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(
+            frequencies=config.width,
+            embedding_width=config.embedding_width,
+            text_width=config.text_width,
+            classes=config.classes,
+            augmented=config.augmented,
+        )
+        self.config = config
+        fold = config.patch**2
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        last = len(widths) - 1
+        self.stem = nn.Conv2d(config.in_channels * fold, widths[0], 3, padding=1)
+
+        channels, skips, down, up = widths[0], [widths[0]], [], []
+        for level, width in enumerate(widths):
+            attention = level in config.attention_levels
+            for _ in range(config.blocks[level]):
+                down.append(Layer(config, channels, width, attention=attention))
+                skips.append(channels := width)
+            if level < last:
+                down.append(Layer(config, channels, channels, resample="down", attention=False))
+                skips.append(channels)
+        middle = [
+            Layer(config, channels, channels, attention=last in config.attention_levels),
+            Layer(config, channels, channels, attention=False),
+        ]
+        for level in reversed(range(len(widths))):
+            attention = level in config.attention_levels
+            for _ in range(config.blocks[level] + 1):
+                up.append(Layer(config, channels + skips.pop(), widths[level], attention=attention))
+                channels = widths[level]
+            if level > 0:
+                up.append(Layer(config, channels, channels, resample="up", attention=False))
+
+        self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
+        self.out_norm = nn.GroupNorm(32, channels)
+        self.out = zeroed(nn.Conv2d(channels, config.out_channels * fold, 3, padding=1))
+
+    def forward(self, x: Tensor, modulations: Sequence[Tensor], text: TextFeatures | None) -> Tensor:
+        modulation = iter(modulations)
+        keys_values = repeat(None) if text is None else iter(text.keys_values)
+        mask = None if text is None else text.mask
+
+        def run(layer: Layer, x: Tensor) -> Tensor:
+            x = layer.block(x, next(modulation))
+            return x if layer.attention is None else layer.attention(x, next(keys_values), mask)
+
+        x = self.stem(pixel_unshuffle(x, self.config.patch))
+        skips = [x]
+        for layer in self.down:
+            x = run(layer, x)
+            skips.append(x)
+        for layer in self.middle:
+            x = run(layer, x)
+        for layer in self.up:
+            if layer.block.resample is None:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = run(layer, x)
+        return pixel_shuffle(self.out(silu(self.out_norm(x))), self.config.patch)

@@ -1,0 +1,211 @@
+"""A stage: a denoiser and everything it takes to draw with it, its own defaults included.
+
+Shapes: B images, H W pixels of the stage's resolution.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cascade.denoiser import Condition, Denoiser
+from cascade.guidance import guide
+from cascade.networks.efficient_unet import EfficientUNetConfig
+from cascade.networks.unet import UNetConfig
+from cascade.parameterization import Prediction
+from cascade.randomness import Draws
+from cascade.samplers import SAMPLERS, AfterStep, Step
+from cascade.schedules import Cosine, Schedule, uniform_grid
+from cascade.thresholding import Thresholding, threshold
+from conditioning.lowres import augment, upsample
+from conditioning.text import TextEmbedding
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a stage draws unless told otherwise. guidance_scale 1 is off; aug_level in [0, 1] is used by super-resolution only."""
+
+    steps: int = 32
+    sampler: str = "ddim"
+    guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    thresholding: Thresholding = field(default_factory=Thresholding)
+    aug_level: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance scale must be a number >= 0 (1 is off), got {self.guidance_scale}")
+        if not 0 <= self.aug_level <= 1:
+            raise ValueError(f"aug_level must be in [0, 1], got {self.aug_level}")
+
+    def override(self, **values: Any) -> "Sampling":
+        """The same with every value that is not None replaced."""
+        return replace(self, **{name: value for name, value in values.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Conditioning augmentation of the low-resolution image (CDM, section 4.2; Imagen, section 2.5).
+
+    A level a in [0, max_level] is a time on ``schedule``; the network is told the level's logsnr. ``blur_sigma`` is the
+    range of CDM's 3 x 3 blur in pixels, applied in training to the share ``blur_share`` of images, never in sampling.
+    """
+
+    schedule: Schedule = field(default_factory=Cosine)
+    max_level: float = 1.0
+    blur_sigma: tuple[float, float] | None = None
+    blur_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_level <= 1:
+            raise ValueError(f"max_level must be in (0, 1], got {self.max_level}")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Everything about a stage but its weights.
+
+    resolution: (height, width) it was trained at. low_resolution: that of the image it enlarges, None for a base.
+    """
+
+    name: str
+    resolution: tuple[int, int]
+    network: UNetConfig | EfficientUNetConfig
+    low_resolution: tuple[int, int] | None = None
+    schedule: Schedule = field(default_factory=Cosine)
+    prediction: Prediction = "v"
+    learned_variance: bool = False
+    augmentation: Augmentation | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        channels = 3 if self.low_resolution is None else 6
+        if self.network.in_channels != channels:
+            kind = "base" if self.low_resolution is None else "super-resolution"
+            raise ValueError(f"a {kind} stage's network takes {channels} channels, got {self.network.in_channels}")
+        if self.network.out_channels != 3 * (1 + self.learned_variance):
+            raise ValueError(
+                f"a stage {'with' if self.learned_variance else 'without'} learned variance puts out "
+                f"{3 * (1 + self.learned_variance)} channels, got {self.network.out_channels}"
+            )
+        if (self.augmentation is not None) != self.network.augmented:
+            raise ValueError("augmentation must be configured exactly where the network is told its level (augmented)")
+        if self.augmentation is not None and self.low_resolution is None:
+            raise ValueError("a base stage has no low-resolution image to augment")
+        if self.augmentation is not None and self.sampling.aug_level > self.augmentation.max_level:
+            raise ValueError(
+                f"sampling.aug_level {self.sampling.aug_level} is above the trained {self.augmentation.max_level}"
+            )
+        for side in self.resolution:
+            if side % self.network.divisor:
+                raise ValueError(
+                    f"resolution {self.resolution} is not divisible by the network's {self.network.divisor}"
+                )
+
+
+class Stage(nn.Module):
+    """One stage of a cascade: its config and its denoiser."""
+
+    def __init__(self, config: StageConfig, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.config, self.denoiser = config, denoiser
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(vertical, horizontal) enlargement; (1, 1) for a base."""
+        low = self.config.low_resolution or self.config.resolution
+        return self.config.resolution[0] / low[0], self.config.resolution[1] / low[1]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError, naming the nearest size that works, unless the network can draw this size."""
+        divisor = self.denoiser.network.config.divisor
+        for name, side in (("height", height), ("width", width)):
+            if side < divisor or side % divisor:
+                near = max(divisor, round(side / divisor) * divisor)
+                raise ValueError(
+                    f"stage {self.config.name!r} draws sides divisible by {divisor}: {name} {side} is not; try {near}"
+                )
+
+    def condition(
+        self,
+        text: TextEmbedding | None,
+        low_res: Tensor | None,
+        size: tuple[int, int],
+        sampling: Sampling,
+        draws: Draws,
+    ) -> Condition:
+        """What the denoiser is told: the text if it takes text; the image enlarged to ``size`` and augmented once."""
+        network = self.denoiser.network
+        if network.text_width is None:
+            text = None
+        label = None
+        if (
+            network.classes is not None
+        ):  # sampling by class is the caller's: a cascade of text draws the class-free half
+            label = torch.full((len(draws),), network.classes, device=self.device)
+        if self.config.low_resolution is None:
+            return Condition(text=text, label=label)
+        enlarged = upsample(low_res, size)
+        if self.config.augmentation is None:
+            return Condition(text=text, low_res=enlarged, label=label)
+        if sampling.aug_level > self.config.augmentation.max_level:
+            raise ValueError(
+                f"stage {self.config.name!r} was trained with aug_level up to {self.config.augmentation.max_level}, "
+                f"got {sampling.aug_level}"
+            )
+        level = float(self.config.augmentation.schedule(sampling.aug_level))
+        logsnr = torch.full((len(draws),), level, device=self.device)
+        noise = draws.normal("augmentation", (3, *size)).to(self.device)
+        return Condition(text, augment(enlarged, logsnr, noise), logsnr, label)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        draws: Draws,
+        size: tuple[int, int],
+        *,
+        text: TextEmbedding | None = None,
+        null: TextEmbedding | None = None,
+        low_res: Tensor | None = None,
+        sampling: Sampling | None = None,
+        start: tuple[float, Tensor] | None = None,
+        after_step: AfterStep | None = None,
+    ) -> Iterator[Step]:
+        """Draw one image per row of ``draws``; the last step's z is the result, B 3 H W in [-1, 1].
+
+        text and null (the other half of guidance) have B rows; low_res is B 3 h w in [-1, 1]. ``start`` = (time, image)
+        begins at that time from the noised image instead of from pure noise (image variation).
+        """
+        sampling = sampling or self.config.sampling
+        self.check_size(*size)
+        grid = uniform_grid(self.denoiser.schedule, sampling.steps, 1.0 if start is None else start[0])
+        condition = self.condition(text, low_res, size, sampling, draws)
+        if condition.text is None or sampling.guidance_scale == 1:
+            scale, prepared = 1.0, self.denoiser.prepare(condition, grid, batch=len(draws))
+        else:
+            scale = sampling.guidance_scale
+            prepared = self.denoiser.pair(condition, replace(condition, text=null), grid)
+        denoise = guide(self.denoiser, prepared, scale, sampling.guidance_interval)
+        denoise = threshold(denoise, sampling.thresholding.function())
+
+        shape = (3, *size)
+        z = draws.normal("start", shape).to(self.device)
+        if start is not None:
+            logsnr = torch.full((len(draws),), grid[0], device=self.device)
+            z = augment(start[1], logsnr, z)
+
+        def noise(step: int) -> Tensor:
+            return draws.normal("steps", shape).to(self.device)
+
+        yield from SAMPLERS[sampling.sampler](denoise, z, grid, noise, after_step)

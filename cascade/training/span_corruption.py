@@ -1,0 +1,310 @@
+"""Text-only pre-training of a small T5 by span corruption (T5 paper, section 3.1.4; Imagen freezes such a T5).
+
+The lines of a step are packed: several share a row, and a block-diagonal mask keeps each to itself, so that hardly any
+compute goes into padding. Shapes: R rows, N input tokens, M target tokens of a row.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conditioning.text import TextEncoder
+from conditioning.tokenizer import EOS, PAD, UNK, Tokenizer
+
+if TYPE_CHECKING:
+    from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
+
+IGNORED = -100  # a target position that counts for nothing, as torch's cross entropy has it
+
+
+def train_tokenizer(lines: Iterable[str], folder: str | Path, vocab_size: int = 1024, extra_ids: int = 32) -> Tokenizer:
+    """Train a SentencePiece unigram model with T5's special ids and write it to a folder; same lines, same bytes.
+
+    vocab_size: ids in all, `extra_ids` sentinels included; a text too small for that many pieces gives fewer. Text is
+    case-folded and NFKC-normalized; a character never seen becomes its bytes, so no prompt loses anything. A word that
+    is frequent in the lines is one piece, so mix them in the shares that training will see.
+    """
+    import sentencepiece
+
+    special = 3 + 256  # pad, eos, unk and the 256 byte pieces
+    if vocab_size < special + extra_ids + 32:
+        raise ValueError(
+            f"vocab_size is {vocab_size}; {special} special and byte pieces and {extra_ids} sentinels leave too few "
+            f"for words: expected at least {special + extra_ids + 32}"
+        )
+    lines = list(lines)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=vocab_size - extra_ids,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="nmt_nfkc_cf",
+        pad_id=PAD,
+        eos_id=EOS,
+        unk_id=UNK,
+        bos_id=-1,
+        num_threads=1,  # the sums of several threads depend on their number
+        minloglevel=2,
+    )
+    tokenizer = Tokenizer(_with_frequent_words(model.getvalue(), lines, vocab_size - extra_ids), extra_ids)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _with_frequent_words(model: bytes, lines: Sequence[str], size: int) -> bytes:
+    """Make every frequent word one piece; beyond `size` pieces, in place of the least likely of several characters.
+
+    Pruning by likelihood drops the whole word "yellow" where "ye" and "llow" explain it nearly as well. Frequent is a
+    share of 1e-4 of the words; such words take at most half of the pieces.
+    """
+    import sentencepiece
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    words = Counter(word for line in lines for word in processor.normalize(line).split("\u2581") if word)
+    total = words.total()
+    frequent = sorted((-n, w) for w, n in words.items() if n >= 1e-4 * total and w.isalpha())
+    proto = ModelProto.FromString(model)
+    ordinary = [p for p in proto.pieces if p.type == ModelProto.SentencePiece.Type.NORMAL]
+    frequent = {f"\u2581{w}": -n for n, w in frequent[: len(ordinary) // 2]}
+    missing = [w for w in frequent if w not in {p.piece for p in ordinary}]
+    spare = sorted((p for p in ordinary if len(p.piece) > 1 and p.piece not in frequent), key=lambda p: p.score)
+    places = [proto.pieces.add() for _ in missing[: max(size - len(proto.pieces), 0)]] + spare
+    for piece, word in zip(places, missing, strict=False):
+        piece.piece, piece.score = word, math.log(frequent[word] / total)
+    return proto.SerializeToString(deterministic=True)
+
+
+def corrupt(
+    ids: Sequence[int],
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+    *,
+    noise_density: float = 0.15,
+    mean_span: float = 3.0,
+) -> tuple[list[int], list[int]]:
+    """Replace random spans by sentinels: (input ids, target ids), both ending in EOS.
+
+    input: the text with span k replaced by sentinel k. target: sentinel k followed by span k, for every k. At least one
+    token is masked. T5 lets a text begin with a kept token and end with a masked one, which is harmless in 512 packed
+    tokens; in a caption with a single span it would always mask the end, so here both ends may be either.
+    """
+    length = len(ids)
+    if length == 0:
+        raise ValueError("an empty line cannot be corrupted")
+    noise = min(max(round(length * noise_density), 1), max(length - 1, 1))
+    kept = length - noise
+    spans = min(max(round(noise / mean_span), 1), kept + 1)
+    masked = _parts(noise, spans, rng)
+    # Between two spans lies at least one kept token; before the first and after the last there may be none.
+    gaps = _parts(kept + 2, spans + 1, rng)
+    gaps[0] -= 1
+    gaps[-1] -= 1
+    inputs: list[int] = []
+    targets: list[int] = []
+    at = 0
+    for k in range(spans):
+        inputs += ids[at : at + gaps[k]]
+        at += gaps[k]
+        inputs.append(tokenizer.sentinel(k))
+        targets.append(tokenizer.sentinel(k))
+        targets += ids[at : at + masked[k]]
+        at += masked[k]
+    inputs += ids[at:]
+    return [*inputs, EOS], [*targets, EOS]
+
+
+def _parts(total: int, count: int, rng: np.random.Generator) -> list[int]:
+    """`total` as `count` positive parts in order, all ways equally likely."""
+    cuts = np.sort(rng.choice(total - 1, count - 1, replace=False)) + 1
+    return np.diff(np.concatenate(([0], cuts, [total]))).tolist()
+
+
+@dataclass(frozen=True)
+class SmallT5:
+    """The shape of the T5 to pre-train: v1.1's gated GELU, embeddings tied; no dropout, as in v1.1's pre-training."""
+
+    d_model: int = 192
+    encoder_layers: int = 4
+    decoder_layers: int = 1  # thrown away after pre-training
+    heads: int = 4
+    d_kv: int = 48
+    d_ff: int = 512
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+
+    def build(self, vocab_size: int) -> T5ForConditionalGeneration:
+        """Random weights from torch's global generator."""
+        from transformers.models.t5.configuration_t5 import T5Config
+        from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
+
+        # Tied: v1.1's separate output matrix starts with unit variance, which at this width means logits of size 14.
+        common: dict[str, Any] = {"tie_word_embeddings": True, "decoder_start_token_id": PAD}
+        config = T5Config(
+            vocab_size=vocab_size,
+            d_model=self.d_model,
+            num_layers=self.encoder_layers,
+            num_decoder_layers=self.decoder_layers,
+            num_heads=self.heads,
+            d_kv=self.d_kv,
+            d_ff=self.d_ff,
+            feed_forward_proj="gated-gelu_pytorch_tanh",  # v1.1's "gated-gelu" in one kernel
+            dropout_rate=0.0,
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+            **common,
+        )
+        return T5ForConditionalGeneration(config)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A step's lines in rows. ids are int64; `lines` number the line a token belongs to, 0 for padding."""
+
+    inputs: Tensor  # R N
+    input_lines: Tensor  # R N
+    decoder_inputs: Tensor  # R M, the targets of each line one later, PAD first
+    targets: Tensor  # R M, IGNORED where padded
+    target_lines: Tensor  # R M
+
+    def to(self, device: torch.device) -> Packed:
+        return Packed(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def pack(pairs: Sequence[tuple[list[int], list[int]]], length: int) -> Packed:
+    """Pack (input ids, target ids) in order into rows of at most `length` inputs and as many targets."""
+    rows: list[list[int]] = [[]]  # the numbers of the pairs in each row
+    n = m = 0
+    for i, (inputs, targets) in enumerate(pairs):
+        n, m = n + len(inputs), m + len(targets)
+        if rows[-1] and max(n, m) > length:
+            rows.append([])
+            n, m = len(inputs), len(targets)
+        rows[-1].append(i)
+    return Packed(
+        inputs=_stack([[t for i in row for t in pairs[i][0]] for row in rows], PAD),
+        input_lines=_stack([[i + 1 for i in row for _ in pairs[i][0]] for row in rows], 0),
+        decoder_inputs=_stack([[t for i in row for t in [PAD, *pairs[i][1][:-1]]] for row in rows], PAD),
+        targets=_stack([[t for i in row for t in pairs[i][1]] for row in rows], IGNORED),
+        target_lines=_stack([[i + 1 for i in row for _ in pairs[i][1]] for row in rows], 0),
+    )
+
+
+def _mask(queries: Tensor, keys: Tensor, causal: bool = False) -> Tensor:
+    """Additive mask (R, 1, Q, K): attend within a line only. It is finite, so a row of padding alone is no NaN."""
+    allowed = queries[:, :, None] == keys[:, None, :]
+    if causal:
+        allowed = allowed.tril()
+    bias = torch.zeros(allowed.shape, device=allowed.device)
+    return bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)[:, None]
+
+
+class SpanCorruption:
+    """A training task: `model`, and `loss(step)` over a batch that is a pure function of (seed, step).
+
+    captions, plain_text: two lists of lines; a step takes `caption_share` of its batch from the captions, rounded to
+    whole lines, all drawn with replacement. A line longer than `max_length` tokens gives a random window of it.
+    """
+
+    def __init__(
+        self,
+        captions: Sequence[str],
+        plain_text: Sequence[str],
+        tokenizer: Tokenizer,
+        shape: SmallT5 | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        caption_share: float = 0.8,
+        max_length: int = 40,
+    ) -> None:
+        if not 0 <= caption_share <= 1:
+            raise ValueError(f"caption_share is {caption_share}; expected 0 to 1")
+        if batch_size < 1 or max_length < 2:
+            raise ValueError(f"batch_size is {batch_size}, max_length {max_length}; expected at least 1 and 2")
+        self.tokenizer = tokenizer
+        self.seed, self.batch_size, self.max_length = seed, batch_size, max_length
+        self._captions = _encode(captions, tokenizer)
+        self._plain = _encode(plain_text, tokenizer)
+        self._from_captions = round(batch_size * caption_share)
+        if self._from_captions and not self._captions:
+            raise ValueError(f"caption_share is {caption_share} and there are no captions; give some, or set it to 0")
+        if self._from_captions < batch_size and not self._plain:
+            raise ValueError(f"caption_share is {caption_share} and there is no plain text; give some, or set it to 1")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = (shape or SmallT5()).build(tokenizer.size)
+
+    def batch(self, step: int) -> Packed:
+        """The packed lines of a step, on the CPU."""
+        rng = np.random.default_rng([self.seed, step])
+        pairs: list[tuple[list[int], list[int]]] = []
+        for i in range(self.batch_size):
+            lines = self._captions if i < self._from_captions else self._plain
+            line = lines[rng.integers(len(lines))]
+            begin = int(rng.integers(max(len(line) - self.max_length, 0) + 1))
+            pairs.append(corrupt(line[begin : begin + self.max_length], self.tokenizer, rng))
+        return pack(pairs, 2 * self.max_length)
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The mean cross entropy of the target tokens of a step, in nats, and how many there were."""
+        batch = self.batch(step)
+        count = float((batch.targets != IGNORED).sum())
+        batch = batch.to(self.model.shared.weight.device)
+        encoded = self.model.encoder(
+            input_ids=batch.inputs, attention_mask=_mask(batch.input_lines, batch.input_lines)
+        ).last_hidden_state  # R N D
+        decoded = self.model.decoder(
+            input_ids=batch.decoder_inputs,
+            attention_mask=_mask(batch.target_lines, batch.target_lines, causal=True),
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=_mask(batch.target_lines, batch.input_lines),
+            use_cache=False,
+        ).last_hidden_state  # R M D
+        hidden = decoded[batch.targets != IGNORED] * self.model.config.d_model**-0.5  # tied embeddings: T5's scale
+        loss = F.cross_entropy(self.model.lm_head(hidden).float(), batch.targets[batch.targets != IGNORED])
+        return loss, {"target_tokens": count}
+
+    def export(self, folder: str | Path, model: T5ForConditionalGeneration | None = None) -> None:
+        """Write the encoder (bf16 safetensors) and the tokenizer; TextEncoder.from_pretrained loads them.
+
+        model: None is the trained one; a copy with averaged weights (EMA) is given here.
+        """
+        from transformers.models.t5.configuration_t5 import T5Config
+        from transformers.models.t5.modeling_t5 import T5EncoderModel
+
+        trained = self.model if model is None else model
+        encoder = T5EncoderModel(T5Config.from_dict(trained.config.to_dict()))
+        weights = {k: v for k, v in trained.state_dict().items() if k.startswith(("shared.", "encoder."))}
+        encoder.load_state_dict(weights)
+        TextEncoder(encoder, self.tokenizer).to(dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def _encode(lines: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    return [ids for ids in map(tokenizer.ids, lines) if ids]
+
+
+def _stack(rows: list[list[int]], fill: int) -> Tensor:
+    """Rows of different lengths -> (B, longest), int64."""
+    stacked = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
+    for i, row in enumerate(rows):
+        stacked[i, : len(row)] = row
+    return torch.from_numpy(stacked)

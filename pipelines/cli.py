@@ -1,0 +1,121 @@
+"""The `cascade` command: a table of commands, each a typed function in a module imported only when it is called.
+
+tyro turns the function's signature and docstring into options and help. The overview and the version need neither
+tyro nor torch, so they answer at once.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cascade import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command's function lives, and its line in the overview."""
+
+    module: str
+    function: str
+    help: str
+
+    def load(self) -> Callable[..., Any]:
+        return getattr(importlib.import_module(self.module), self.function)
+
+
+COMMANDS = {
+    "generate": Command("pipelines.generate", "generate", "draw images from prompts"),
+    "info": Command("pipelines.info", "info", "say what a cascade folder holds, or how a PNG was made"),
+}
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: cascade COMMAND ...",
+            "",
+            "Cascaded pixel-space text-to-image diffusion.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "cascade COMMAND --help shows a command's options; cascade --version the version.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0 done, 2 wrong use or bad input, 130 interrupted.
+
+    Bad input (a ValueError, TypeError or OSError from the command) is reported as one line on stderr;
+    CASCADE_TRACEBACK=1 lets the exception through instead.
+    """
+    name, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"cascade {__version__}")
+        return 0
+    if not name:
+        print(overview(), file=sys.stderr)
+        return 2
+    if name not in COMMANDS:
+        return _fail(f"no command {name!r}{_suggestion(name)}")
+    with _plain_warnings():
+        return _run(name, rest)
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    function = COMMANDS[name].load()
+    import tyro  # after the overview, which must not wait for it
+
+    try:
+        tyro.cli(function, prog=f"cascade {name}", args=arguments)
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("CASCADE_TRACEBACK") == "1":
+            raise
+        return _fail(" ".join(str(error).split()) or type(error).__name__)
+    except KeyboardInterrupt:
+        print("\ncascade: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"cascade: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _suggestion(name: str) -> str:
+    nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]!r}?" if nearest else f"; there are: {', '.join(COMMANDS)}"
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings meant for the user read as a line of the command, without the source line that raised them."""
+    default = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+        if category is UserWarning:
+            return f"cascade: warning: {message}\n"
+        return default(message, category, *where, **line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = default
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Every command and snippet of README.md runs, or stands below with the reason why not.
+
+Python blocks run in order and share their names, as if a reader pasted one after the other. Lines of ```bash blocks,
+and the `$ ` lines of ```console blocks, are commands: `cascade ...` and `python ...` run in a scratch folder, again in
+order, so that one may read what an earlier one wrote; `make ...` is checked with `make -n`; cloning and installing are
+left out, and anything else is refused.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+
+# A whole command, or a line of a Python block -> why it is not run here. The line alone is left out, not its block.
+NOT_RUN: dict[str, str] = {}
+
+SETUP = ("git clone", "cd", "pip")
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    line: int  # of its first line of content, from 1
+    text: str
+
+
+def blocks(markdown: str) -> list[Block]:
+    """The fenced blocks, in order; `line` counts from the top of the file."""
+    fence = re.compile(r"^(`{3,})(\w*)[^\n]*\n(.*?)^\1`*[ \t]*$", re.MULTILINE | re.DOTALL)
+    return [Block(m[2], markdown.count("\n", 0, m.start(3)) + 1, m[3]) for m in fence.finditer(markdown)]
+
+
+def commands(block: Block) -> list[str]:
+    """The commands of a shell block: continuation lines joined, comments and output dropped."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    if block.language == "console":
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return [line.strip() for line in lines if shlex.split(line, comments=True)]
+
+
+def kind(command: str) -> str:
+    """What is done with a command: "skip", "make" or "run"; an AssertionError for one nobody knows how to check."""
+    if command in NOT_RUN or command.startswith(SETUP):
+        return "skip"
+    first = shlex.split(command, comments=True)[0]
+    if first in ("cascade", "python"):
+        return "run"
+    assert first == "make", f"{command!r} is neither run, nor checked, nor in NOT_RUN with a reason"
+    return "make"
+
+
+MARKDOWN = README.read_text(encoding="utf-8") if README.exists() else ""
+BLOCKS = blocks(MARKDOWN)
+COMMANDS = [command for block in BLOCKS if block.language in ("bash", "sh", "console") for command in commands(block)]
+
+needs_readme = pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+@needs_readme
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, scratch):
+    what = kind(command)
+    if what == "skip":
+        pytest.skip(NOT_RUN.get(command, "installs, or moves about"))
+    if what == "make":
+        command, where = re.sub(r"^make\b", "make -n", command), ROOT
+    else:
+        where = scratch
+    scripts = Path(sys.executable).parent
+    assert what == "make" or (scripts / "cascade").exists(), "the console script is missing: pip install -e ."
+    result = subprocess.run(
+        ["bash", "-euc", command],
+        cwd=where,
+        env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+
+
+@needs_readme
+def test_python_blocks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in BLOCKS:
+        if block.language == "python":
+            lines = ["" if line.strip() in NOT_RUN else line for line in block.text.splitlines()]
+            # Empty lines in front make a traceback name the line of the README.
+            exec(compile("\n" * (block.line - 1) + "\n".join(lines), str(README), "exec"), names)
+
+
+@needs_readme
+def test_exceptions_are_not_stale():
+    written = {*COMMANDS, *(line.strip() for block in BLOCKS for line in block.text.splitlines())}
+    assert set(NOT_RUN) <= written, f"in NOT_RUN, but no longer in the README: {sorted(set(NOT_RUN) - written)}"
+    assert all(reason.strip() for reason in NOT_RUN.values())
+
+
+SAMPLE = """\
+# Title
+```bash
+git clone https://example.org/x && cd x   # once
+make demo PROMPT="a # cat"
+# a comment
+cascade generate "two \\
+    cats" -o out.png
+```
+```console
+$ cascade info out.png
+prompt  two cats
+```
+```python
+x = 1
+```
+"""
+
+
+def test_the_parser_finds_blocks_and_commands():
+    bash, console, python = blocks(SAMPLE)
+    assert (bash.language, bash.line, console.language, python.line) == ("bash", 3, "console", 14)
+    found = [*commands(bash), *commands(console)]
+    assert [kind(command) for command in found] == ["skip", "make", "run", "run"]
+    assert shlex.split(found[2])[2] == "two      cats"
+    assert found[3] == "cascade info out.png"
+
+
+@pytest.mark.parametrize("command", ["curl https://example.org", "rm -r x", "./run.sh"])
+def test_unknown_commands_are_refused(command):
+    with pytest.raises(AssertionError, match="NOT_RUN"):
+        kind(command)

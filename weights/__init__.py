@@ -1,0 +1,26 @@
+"""Checkpoints: JSON and named tensors, on disk and on the hub. A leaf: builds no networks, runs no stored code."""
+
+from weights.hub import EMBEDDED, resolve
+from weights.store import (
+    StageFiles,
+    WeightsError,
+    atomic_write,
+    check_tensors,
+    read_legacy,
+    read_manifest,
+    read_stage,
+    save_cascade,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "StageFiles",
+    "WeightsError",
+    "atomic_write",
+    "check_tensors",
+    "read_legacy",
+    "read_manifest",
+    "read_stage",
+    "resolve",
+    "save_cascade",
+]

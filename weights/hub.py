@@ -1,0 +1,87 @@
+"""Where a cascade is: the embedded default, a local folder, or a repository on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weights.store import WeightsError
+
+EMBEDDED = Path(__file__).parent / "toybox"  # package data: the default cascade
+_FILES = ["*.json", "*.safetensors", "*.model", "*.md", "*.txt"]  # nothing that could hold code
+
+
+def resolve(
+    model: str | Path | None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The local folder of a cascade.
+
+    model: None, the embedded default; an existing folder; or a hub id such as "someone/cascade", whose JSON,
+    safetensors, tokenizer and text files are fetched once and then found in the cache, with or without network. The
+    other arguments concern the hub only. Raises WeightsError saying what was looked for, where, and what to do.
+    """
+    if model is None:
+        return EMBEDDED
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise WeightsError(f"{str(model)!r} is a file; expected the folder of a cascade, which holds cascade.json")
+    if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise WeightsError(
+            f"no folder {str(model)!r} (looked for {path.absolute()}); check the path. "
+            "A hub id has the form 'owner/name'"
+        )
+    return _fetch(model, revision, cache_dir, token, local_files_only)
+
+
+def _fetch(
+    model: str, revision: str | None, cache_dir: str | Path | None, token: str | None, local_files_only: bool
+) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    at = "" if revision is None else f" at revision {revision!r}"
+    local = f"If a local folder was meant: there is none at {Path(model).absolute()}."
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                allow_patterns=_FILES,
+            )
+        )
+    except HFValidationError as error:
+        raise WeightsError(f"{model!r} is neither a folder nor a valid hub id ({error}). {local}") from error
+    except GatedRepoError as error:
+        raise WeightsError(
+            f"{model!r} is gated: accept its terms at https://huggingface.co/{model}, then pass `token` or log in with "
+            "`hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise WeightsError(
+            f"the hub has no {model!r}, or it is private: check the spelling, or pass `token`. {local}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise WeightsError(f"{model!r} has no revision {revision!r}: check the branch, tag or commit") from error
+    except LocalEntryNotFoundError as error:
+        why = "local_files_only is set" if local_files_only else "the hub could not be reached"
+        raise WeightsError(
+            f"{model!r}{at} is not in the cache, and {why}: connect once to fetch it, or copy its folder here and pass "
+            f"that path. {local}"
+        ) from error
+    except OSError as error:  # what is left of network and disk errors
+        raise WeightsError(f"{model!r}{at} could not be fetched ({error}): try again. {local}") from error
