@@ -20,7 +20,7 @@ from cascade.networks.attention import TextFeatures
 from cascade.networks.base import DiffusionNetwork
 from cascade.networks.blocks import Modulated
 from cascade.parameterization import Prediction, to_x0
-from cascade.schedules import DiscreteTable, Schedule, alpha_sigma
+from cascade.schedules import DiscreteTable, Level, Schedule, alpha_sigma
 from conditioning.text import TextEmbedding
 
 # A table over all steps may take this many numbers; beyond it, it is built in chunks of steps.
@@ -28,8 +28,9 @@ TABLE_NUMBERS = 50_000_000
 
 
 class Denoised(NamedTuple):
-    """x0: the clean image, float32, in [-1, 1] up to the model's error. variance_fraction: for a learned variance, where in
-    log space it lies between the posterior's (0) and beta's (1) (Nichol & Dhariwal 2021, eq. 15), which no step size changes.
+    """x0: the clean image, float32, in [-1, 1] up to the model's error. variance_fraction: for a learned variance,
+    where in log space it lies between the posterior's (0) and beta's (1) (Nichol & Dhariwal 2021, eq. 15), which no
+    step size changes.
     """
 
     x0: Tensor
@@ -82,11 +83,11 @@ class ModulationTable:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What does not change along a sampling loop, computed once: text keys and values, the constant part of the embedding,
-    the low-resolution image, and the table of modulations.
+    """What does not change along a sampling loop, computed once: text keys and values, the constant part of the
+    embedding, the low-resolution image, and the table of modulations.
 
-    It has one row per image, or two (both halves of guidance, `cat`); the low-resolution image, the same in both halves, is
-    stored once. Slices along the rows are views.
+    It has one row per image, or two (both halves of guidance, `cat`); the low-resolution image, the same in both
+    halves, is stored once. Slices along the rows are views.
     """
 
     text: TextFeatures | None
@@ -143,15 +144,15 @@ class Denoiser(nn.Module):
         super().__init__()
         if prediction not in ("eps", "x", "v"):
             raise ValueError(f'prediction must be "eps", "x" or "v", got {prediction!r}')
-        self.network, self.schedule, self.prediction = network, schedule, prediction
-        self.learned_variance = learned_variance
+        self.network, self.schedule, self.learned_variance = network, schedule, learned_variance
+        self.prediction: Prediction = prediction
         self.modulation_width = sum(
             module.modulation.out_features for module in network.modules() if isinstance(module, Modulated)
         )
 
-    def noise_input(self, logsnr: float | Tensor) -> float | Tensor:
-        """What the network is told: the index into a discrete table, else 1000 (2 / pi) atan(sigma / alpha), the time of the
-        unshifted cosine schedule, which every noise level maps into [0, 1000] whatever schedule is sampled.
+    def noise_input(self, logsnr: Level) -> Level:
+        """What the network is told: the index into a discrete table, else 1000 (2 / pi) atan(sigma / alpha), the time
+        of the unshifted cosine schedule, which every noise level maps into [0, 1000] whatever schedule is sampled.
         """
         if isinstance(self.schedule, DiscreteTable):
             return self.schedule.index(logsnr)
@@ -160,7 +161,7 @@ class Denoiser(nn.Module):
         return math.atan(math.exp(-logsnr / 2)) * (2000 / math.pi)
 
     def prepare(self, condition: Condition, grid: Sequence[float] = (), *, batch: int | None = None) -> Prepared:
-        """Compute what the levels of ``grid`` share. ``batch`` is needed only where nothing in the condition tells it."""
+        """Compute what the levels of ``grid`` share; ``batch`` is needed only where nothing in the condition tells it."""
         text, low_res = condition.text, condition.low_res
         given = (text, low_res, condition.aug_logsnr, condition.label)
         sizes = {len(part) for part in given if part is not None} | ({batch} if batch is not None else set())
@@ -180,10 +181,14 @@ class Denoiser(nn.Module):
 
     def pair(self, conditional: Condition, null: Condition, grid: Sequence[float]) -> Prepared:
         """Both halves of classifier-free guidance, conditional rows first; the low-resolution image is kept once."""
-        text = None if conditional.text is None else TextEmbedding.cat([conditional.text, null.text])
+        text = None
+        if conditional.text is not None:
+            if null.text is None:
+                raise ValueError("guidance needs the null embedding beside the text")
+            text = TextEmbedding.cat([conditional.text, null.text])
 
         def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-            return None if a is None else torch.cat([a, b])
+            return None if a is None or b is None else torch.cat([a, b])
 
         halves = Condition(
             text, None, both(conditional.aug_logsnr, null.aug_logsnr), both(conditional.label, null.label)
@@ -208,9 +213,10 @@ class Denoiser(nn.Module):
         if self.learned_variance:
             output, raw = output.chunk(2, dim=1)
             fraction = (raw + 1) / 2
-        alpha, sigma = alpha_sigma(logsnr)
-        if isinstance(alpha, Tensor):
-            alpha, sigma = alpha[:, None, None, None], sigma[:, None, None, None]
+        if isinstance(logsnr, Tensor):
+            alpha, sigma = (part[:, None, None, None] for part in alpha_sigma(logsnr))
+        else:
+            alpha, sigma = alpha_sigma(logsnr)
         if len(output) != len(z):
             z = z.repeat(len(output) // len(z), 1, 1, 1)
         return Denoised(to_x0(self.prediction, output, z, alpha, sigma), fraction)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2021), with an interval (Kynkaanniemi et al. 2024). A denoiser becomes a denoiser."""
+"""Classifier-free guidance (Ho & Salimans 2021), with an interval (Kynkaanniemi et al. 2024): denoiser to denoiser."""
 
 import math
 
@@ -15,10 +15,10 @@ def guide(
 ) -> Denoise:
     """x0 = x0_null + scale (x0_cond - x0_null), with Imagen's convention that scale 1 is off.
 
-    prepared: the conditional rows, or both halves from `Denoiser.pair`. One batched pass of both halves where guidance is
-    on; one pass of the conditional half where the scale is 1 or logsnr lies outside ``interval`` = (low, high), inclusive.
-    The variance is the conditional half's. Raises ValueError for a NaN or negative scale, an empty interval, or a scale
-    other than 1 where the unconditional half was not prepared.
+    prepared: the conditional rows, or both halves from `Denoiser.pair`. One batched pass of both halves where guidance
+    is on; one pass of the conditional half where the scale is 1 or logsnr lies outside ``interval`` = (low, high),
+    inclusive. The variance is the conditional half's. Raises ValueError for a NaN or negative scale, an empty interval,
+    or a scale other than 1 where the unconditional half was not prepared.
     """
     if not scale >= 0 or math.isinf(scale):
         raise ValueError(f"guidance scale must be a number >= 0 (1 is off), got {scale}")

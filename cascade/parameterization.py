@@ -1,7 +1,7 @@
 """What a network predicts (eps, x or v), what it is trained towards, and how its errors are weighted.
 
-With z = alpha x + sigma eps and v = alpha eps - sigma x (progressive distillation, section 4) the three predictions carry
-the same information; their squared errors differ by a factor of the noise level alone:
+With z = alpha x + sigma eps and v = alpha eps - sigma x (progressive distillation, section 4) the three predictions
+carry the same information; their squared errors differ by a factor of the noise level alone:
 
     |eps - eps'|^2 = e^logsnr |x - x'|^2        |v - v'|^2 = (1 + e^logsnr) |x - x'|^2
 """
@@ -70,5 +70,5 @@ class LossWeight:
         return self.bias + logsigmoid(logsnr - self.bias)
 
     def __call__(self, prediction: Prediction, logsnr: Tensor) -> Tensor:
-        """The factor on the squared error of the network's own prediction, computed in logs so that neither end overflows."""
+        """The factor on the squared error of the network's own prediction, in logs so that neither end overflows."""
         return torch.exp(self.on_x0(logsnr) - _log_error_ratio(prediction, logsnr))

@@ -1,4 +1,4 @@
-"""One seed per image: what is drawn for image k depends on its own seed, not on the batch, the device, or other stages."""
+"""One seed per image: what is drawn for image k depends on its own seed, not on the batch, device, or other stages."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 # The order is part of every image's identity: append, never reorder.
-PURPOSES = ("start", "augmentation", "steps")
+PURPOSES = ("start", "augmentation", "steps", "inpainting")
 
 
 class Draws:
-    """The random numbers of one stage for some images. Every purpose has its own stream, SeedSequence([seed, stage, purpose])
-    from which successive calls go on; all draws are made on the CPU in float32.
+    """The random numbers of one stage for some images. Every purpose has its own stream, SeedSequence([seed, stage,
+    purpose]) from which successive calls go on; all draws are made on the CPU in float32.
     """
 
     def __init__(self, seeds: Sequence[int], stage: int) -> None:

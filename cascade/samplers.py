@@ -1,15 +1,16 @@
 """Samplers: from noise to an image along a step grid, over any denoiser.
 
-Each is a generator that reads like the algorithm in its paper and yields a `Step` after every step, so that a caller can
-show progress, preview x0, or stop. A grid holds rising logsnr levels as float64 numbers on the host and ends at +inf, where
-the sampler returns x0: no step waits for the device. z starts as noise at grid[0]: B C H W float32.
+Each is a generator that reads like the algorithm in its paper and yields a `Step` after every step, so that a caller
+can show progress, preview x0, or stop. A grid holds rising logsnr levels as float64 numbers on the host and ends at
++inf, where the sampler returns x0: no step waits for the device. z starts as noise at grid[0]: B C H W float32.
 
-``noise_fn(step)`` gives the fresh standard normal noise of a step, shaped like z; ``after_step(z, logsnr)`` may replace z
-at the level just reached (inpainting re-imposes there what is known). eps is always derived from the final x0.
+``noise_fn(step)`` gives the fresh standard normal noise of a step, shaped like z; ``after_step(z, logsnr)`` may replace
+z at the level just reached (inpainting re-imposes there what is known). eps is always derived from the final x0.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ AfterStep = Callable[[Tensor, float], Tensor]
 
 
 class Step(NamedTuple):
-    """What a sampler yields: the step's number from 0, the level it left, z at the level it reached, and the x0 it used."""
+    """What a sampler yields: the step's number from 0, the level it left, z at the level it reached, the x0 it used."""
 
     index: int
     logsnr: float
@@ -43,7 +44,7 @@ def ddim(
 ) -> Iterator[Step]:
     """DDIM (Song et al. 2021), deterministic; first order."""
     validate_grid(grid)
-    for i, (t, s) in enumerate(zip(grid, grid[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(grid)):
         x0 = denoise(z, t).x0
         z = _ddim_step(z, x0, t, s)
         z = z if after_step is None else after_step(z, s)
@@ -61,10 +62,10 @@ def ddpm(
 ) -> Iterator[Step]:
     """The ancestral sampler with interpolated or learned variance (DDPM, alg. 2; CFG, section 2; Imagen, section 2.5).
 
-    The log variance lies ``interpolation`` of the way from the posterior's to beta's, or where the network says, if it does.
+    The log variance lies ``interpolation`` of the way from the posterior's to beta's, or where the network says.
     """
     validate_grid(grid)
-    for i, (t, s) in enumerate(zip(grid, grid[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(grid)):
         x0, fraction = denoise(z, t)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(t), alpha_sigma(s)
         r, c = math.exp(t - s), -math.expm1(t - s)
@@ -88,7 +89,7 @@ def dpmpp_2m(
     validate_grid(grid)
     previous: Tensor | None = None
     h_previous = 0.0
-    for i, (t, s) in enumerate(zip(grid, grid[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(grid)):
         x0 = denoise(z, t).x0
         h = (s - t) / 2  # the paper's lambda is half our logsnr
         if previous is None or s == math.inf:
@@ -107,10 +108,10 @@ def heun(
 ) -> Iterator[Step]:
     """Heun's method on EDM's ODE (Karras et al. 2022, alg. 1), second order, two passes a step but the last.
 
-    The ODE is that of y = z / alpha over the noise level sigma / alpha = exp(-logsnr / 2), dy = (y - x0) / noise d noise.
+    The ODE is that of y = z / alpha over noise = sigma / alpha = exp(-logsnr / 2): dy = (y - x0) / noise d noise.
     """
     validate_grid(grid)
-    for i, (t, s) in enumerate(zip(grid, grid[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(grid)):
         x0 = denoise(z, t).x0
         z_euler = _ddim_step(z, x0, t, s)
         if s != math.inf:

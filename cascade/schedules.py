@@ -3,13 +3,14 @@
 The process is variance preserving: z = alpha x + sigma eps with alpha^2 + sigma^2 = 1, and the noise level is always
 ``logsnr = log(alpha^2 / sigma^2)`` (the full log signal-to-noise ratio; EDM's sigma is exp(-logsnr / 2)).
 
-A schedule maps a time t in [0, 1], 0 clean and 1 noise, to logsnr, decreasing, and `time` inverts it. Both take and return
-either a Python float (computed in float64) or a tensor of any shape.
+A schedule maps a time t in [0, 1], 0 clean and 1 noise, to logsnr, decreasing, and `time` inverts it. Both take and
+return either a Python float (computed in float64) or a tensor of any shape.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -19,14 +20,14 @@ from torch import Tensor
 Level = TypeVar("Level", float, Tensor)
 
 
-def _elementwise(function, value):
+def _elementwise(function: Callable[[Tensor], Tensor], value: Level) -> Level:
     """Apply a tensor function to a tensor, or to a float in float64."""
     if isinstance(value, Tensor):
         return function(value)
-    return function(torch.tensor(value, dtype=torch.float64)).item()
+    return float(function(torch.tensor(value, dtype=torch.float64)))
 
 
-def alpha_sigma(logsnr: float | Tensor) -> tuple[Tensor, Tensor] | tuple[float, float]:
+def alpha_sigma(logsnr: Level) -> tuple[Level, Level]:
     """alpha = sqrt(sigmoid(logsnr)) and sigma = sqrt(sigmoid(-logsnr)); floats for a float, tensors for a tensor."""
     if isinstance(logsnr, Tensor):
         return logsnr.sigmoid().sqrt(), (-logsnr).sigmoid().sqrt()
@@ -40,10 +41,10 @@ def alpha_sigma(logsnr: float | Tensor) -> tuple[Tensor, Tensor] | tuple[float, 
 
 @dataclass(frozen=True)
 class Cosine:
-    """The bounded cosine schedule: lambda(t) = -2 log tan(a t + b) + shift (Nichol & Dhariwal 2021, as in CFG, section 2).
+    """The bounded cosine schedule: lambda(t) = -2 log tan(a t + b) + shift (Nichol & Dhariwal 2021; CFG, section 2).
 
-    ``shift = 2 log(d0 / d)`` moves the schedule of a reference resolution d0 to images of size d (simple diffusion, eq. 4);
-    the bounds hold after the shift, so the range of noise levels stays what it was. 0 is Imagen's schedule.
+    ``shift = 2 log(d0 / d)`` moves the schedule of a reference resolution d0 to images of size d (simple diffusion,
+    eq. 4); the bounds hold after the shift, so the range of noise levels stays what it was. 0 is Imagen's schedule.
     """
 
     logsnr_min: float = -20.0
@@ -71,7 +72,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class InterpolatedCosine:
-    """Between two shifted cosines: lambda(t) = (1 - t) lambda_low_noise(t) + t lambda_high_noise(t) (simple diffusion, eq. 5).
+    """Between two shifted cosines: lambda(t) = (1 - t) lambda_clean(t) + t lambda_noisy(t) (simple diffusion, eq. 5).
 
     The noisier shift has the weight near t = 1, as in the authors' code; the printed formula reads the other way round.
     """
@@ -108,10 +109,10 @@ class InterpolatedCosine:
 
 @dataclass(frozen=True)
 class LinearBeta:
-    """DDPM's linear beta in continuous time: alpha^2(t) = exp(-beta_start - integral of T beta) (Ho et al. 2020; Song et al. 2021).
+    """DDPM's linear beta, continuous: alpha^2(t) = exp(-beta_start - integral of T beta) (Ho 2020; Song et al. 2021).
 
-    beta runs linearly from ``beta_start`` to ``beta_end`` over ``steps`` discrete steps; the first step's beta is what is
-    left at t = 0, so logsnr stays finite there. Imagen's 256 -> 1024 stage and SR3 use this family.
+    beta runs linearly from ``beta_start`` to ``beta_end`` over ``steps`` discrete steps; the first step's beta is what
+    is left at t = 0, so logsnr stays finite there. Imagen's 256 -> 1024 stage and SR3 use this family.
     """
 
     beta_start: float = 1e-4
@@ -142,8 +143,8 @@ class LinearBeta:
 class DiscreteTable:
     """A trained table of betas, t = i / (T - 1) for step i; between its entries logsnr is interpolated linearly.
 
-    ``kind`` names how the betas arise: "linear" or "cosine" (Nichol & Dhariwal 2021, eq. 17, with betas capped at 0.999,
-    which is diffusers' squaredcos_cap_v2).
+    ``kind`` names how the betas arise: "linear" or "cosine" (Nichol & Dhariwal 2021, eq. 17, with betas capped at
+    0.999, which is diffusers' squaredcos_cap_v2).
     """
 
     kind: str = "cosine"
@@ -169,7 +170,8 @@ class DiscreteTable:
 
     def _interpolate(self, value: Level, x: np.ndarray, y: np.ndarray) -> Level:
         def lookup(u: Tensor) -> Tensor:
-            return torch.from_numpy(np.interp(u.detach().cpu().double().numpy(), x, y)).to(u.device, u.dtype)
+            found = np.interp(u.detach().cpu().double().numpy(), x, y)  # a plain number where u has no dimensions
+            return torch.as_tensor(found).to(u.device, u.dtype)
 
         return _elementwise(lookup, value)
 
@@ -188,7 +190,9 @@ Schedule = Cosine | InterpolatedCosine | LinearBeta | DiscreteTable
 
 
 def uniform_grid(schedule: Schedule, steps: int, start: float = 1.0) -> list[float]:
-    """``steps`` levels at evenly spaced times from ``start`` down, then +inf, where a sampler returns x0 (Imagen, section 2.5)."""
+    """``steps`` levels at evenly spaced times from ``start`` down, then +inf, where a sampler returns x0 (Imagen,
+    section 2.5).
+    """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if not 0 < start <= 1:
@@ -198,5 +202,5 @@ def uniform_grid(schedule: Schedule, steps: int, start: float = 1.0) -> list[flo
 
 def validate_grid(grid: Sequence[float]) -> None:
     """Raise ValueError unless the grid rises strictly and ends at +inf."""
-    if len(grid) < 2 or grid[-1] != math.inf or any(not a < b for a, b in zip(grid, grid[1:], strict=False)):
+    if len(grid) < 2 or grid[-1] != math.inf or any(not a < b for a, b in pairwise(grid)):
         raise ValueError(f"a step grid must rise strictly in logsnr and end at +inf, got {list(grid)}")

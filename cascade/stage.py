@@ -4,8 +4,8 @@ Shapes: B images, H W pixels of the stage's resolution.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from conditioning.text import TextEmbedding
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a stage draws unless told otherwise. guidance_scale 1 is off; aug_level in [0, 1] is used by super-resolution only."""
+    """How a stage draws unless told otherwise. guidance_scale 1 is off; aug_level, in [0, 1], is super-resolution's."""
 
     steps: int = 32
     sampler: str = "ddim"
@@ -129,13 +129,22 @@ class Stage(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError, naming the nearest size that works, unless the network can draw this size."""
-        divisor = self.denoiser.network.config.divisor
+        divisor = self.config.network.divisor
         for name, side in (("height", height), ("width", width)):
             if side < divisor or side % divisor:
                 near = max(divisor, round(side / divisor) * divisor)
                 raise ValueError(
                     f"stage {self.config.name!r} draws sides divisible by {divisor}: {name} {side} is not; try {near}"
                 )
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise ValueError if the settings ask for what the stage was not trained for."""
+        augmentation = self.config.augmentation
+        if augmentation is not None and sampling.aug_level > augmentation.max_level:
+            raise ValueError(
+                f"stage {self.config.name!r} was trained with aug_level up to {augmentation.max_level}, "
+                f"got {sampling.aug_level}"
+            )
 
     def condition(
         self,
@@ -156,14 +165,12 @@ class Stage(nn.Module):
             label = torch.full((len(draws),), network.classes, device=self.device)
         if self.config.low_resolution is None:
             return Condition(text=text, label=label)
+        if low_res is None:
+            raise ValueError(f"stage {self.config.name!r} enlarges an image: give low_res")
         enlarged = upsample(low_res, size)
         if self.config.augmentation is None:
             return Condition(text=text, low_res=enlarged, label=label)
-        if sampling.aug_level > self.config.augmentation.max_level:
-            raise ValueError(
-                f"stage {self.config.name!r} was trained with aug_level up to {self.config.augmentation.max_level}, "
-                f"got {sampling.aug_level}"
-            )
+        self.check_sampling(sampling)
         level = float(self.config.augmentation.schedule(sampling.aug_level))
         logsnr = torch.full((len(draws),), level, device=self.device)
         noise = draws.normal("augmentation", (3, *size)).to(self.device)

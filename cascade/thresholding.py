@@ -12,8 +12,8 @@ from cascade.denoiser import Denoise, Denoised
 
 
 def quantile_of_magnitude(x: Tensor, fraction: float) -> Tensor:
-    """The ``fraction`` quantile of |x| per image, (B,), linearly interpolated: torch.quantile's value at a small part of its
-    cost, since only the largest values have to be found.
+    """The ``fraction`` quantile of |x| per image, (B,), linearly interpolated: torch.quantile's value at a small part
+    of its cost, since only the largest values have to be found.
     """
     flat = x.abs().flatten(1)
     position = fraction * (flat.shape[1] - 1)
@@ -29,7 +29,7 @@ def static(x0: Tensor) -> Tensor:
 
 
 def dynamic(percentile: float = 0.995, max_value: float | None = None) -> Callable[[Tensor], Tensor]:
-    """s = max(1, percentile of |x0|) per image, then clip(x0, -s, s) / s (Imagen, section 2.3); ``max_value`` caps s (DeepFloyd IF)."""
+    """s = max(1, percentile of |x0|) per image, at most ``max_value`` (IF), then clip(x0, -s, s) / s (Imagen, 2.3)."""
     if not 0 < percentile <= 1:
         raise ValueError(f"percentile is a fraction in (0, 1], got {percentile}")
     if max_value is not None and max_value < 1:

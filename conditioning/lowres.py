@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 
 
 def downsample(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Antialiased reduction to (height, width): the mean over each cell where the ratio is whole, else filtered bicubic."""
+    """Antialiased reduction to (height, width): each cell's mean where the ratio is whole, else filtered bicubic."""
     height, width = image.shape[-2:]
     if (height, width) == tuple(size):
         return image
@@ -25,13 +25,15 @@ def upsample(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def augment(image: Tensor, logsnr: Tensor, noise: Tensor) -> Tensor:
-    """Gaussian-noise conditioning augmentation: alpha x + sigma noise at a level per image, (B,) (CDM, section 4.2; Imagen, alg. 1)."""
+    """Conditioning augmentation: alpha x + sigma noise at a level per image, (B,) (CDM, section 4.2; Imagen, alg. 1)."""
     alpha, sigma = logsnr.sigmoid().sqrt(), (-logsnr).sigmoid().sqrt()
     return alpha[:, None, None, None] * image + sigma[:, None, None, None] * noise
 
 
 def blur(image: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with a standard deviation in pixels per image, (B,); a 3 x 3 kernel as in CDM (section 4.3), 0 leaves an image as it is."""
+    """Gaussian blur with a standard deviation in pixels per image, (B,); a 3 x 3 kernel as in CDM (section 4.3), 0
+    leaves an image as it is.
+    """
     if (sigma < 0).any():
         raise ValueError(f"blur sigma must not be negative, got {sigma.min().item()}")
     batch, channels, height, width = image.shape

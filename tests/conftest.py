@@ -28,3 +28,70 @@ def _fixed_seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+CAPTIONS = [
+    f"a {c} {n} on a {d} {m}"
+    for c in ("red", "blue", "green")
+    for d in ("red", "blue")
+    for n in ("car", "house", "ball")
+    for m in ("car", "ball")
+]
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory):
+    """A tiny real T5 encoder (width 16) with its SentencePiece model."""
+    from transformers.models.t5.configuration_t5 import T5Config
+    from transformers.models.t5.modeling_t5 import T5EncoderModel
+
+    from cascade.training.span_corruption import train_tokenizer
+    from conditioning.text import TextEncoder
+
+    tokenizer = train_tokenizer(CAPTIONS, tmp_path_factory.mktemp("tokenizer"), vocab_size=400)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = T5Config(vocab_size=tokenizer.size, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4)
+        return TextEncoder(T5EncoderModel(config), tokenizer, max_length=64)
+
+
+def tiny_stages():
+    """8 -> 16 px, every parameter random: fresh networks put out zeros, which would hide what they are told."""
+    from cascade.build import build_stage
+    from cascade.networks.efficient_unet import EfficientUNetConfig
+    from cascade.networks.unet import UNetConfig
+    from cascade.stage import Augmentation, Sampling, StageConfig
+
+    base = StageConfig(
+        name="base-8",
+        resolution=(8, 8),
+        network=UNetConfig(32, (1, 2), (1, 1), (1,), embedding_width=32, head_channels=32, text_width=16),
+        sampling=Sampling(steps=4, guidance_scale=3.0),
+    )
+    enlarge = StageConfig(
+        name="sr-16",
+        resolution=(16, 16),
+        low_resolution=(8, 8),
+        network=EfficientUNetConfig(32, (1, 1), (1, 1), embedding_width=32, heads=2, text_width=16),
+        augmentation=Augmentation(max_level=0.5),
+        sampling=Sampling(steps=3, aug_level=0.1),
+    )
+    stages = [build_stage(base), build_stage(enlarge)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for stage in stages:
+            for parameter in stage.parameters():
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else 16
+                parameter.data.normal_(0, 1.2 * fan_in**-0.5)
+    return stages
+
+
+@pytest.fixture
+def pipe(text_encoder):
+    """A tiny pipeline, 8 -> 16 px."""
+    from cascade.chain import Cascade
+    from pipelines.text_to_image import Pipeline
+
+    pipe = Pipeline(Cascade(tiny_stages()), text_encoder, licence="Apache-2.0")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -99,11 +99,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def read_stage(folder: str | Path, name: str) -> StageFiles:
-    """The configuration of a stage, and its tensors on the CPU in their stored type. Raises WeightsError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def read_config(folder: str | Path, name: str) -> dict[str, Any]:
+    """The configuration of a stage, without its tensors. Raises WeightsError."""
     names = read_manifest(folder)["stages"]
     if name not in names:
         raise WeightsError(f"{Path(folder) / MANIFEST} names no stage {name!r}; it has {', '.join(names)}")
@@ -111,11 +108,21 @@ def read_stage(folder: str | Path, name: str) -> StageFiles:
     for path in (stage, stage / CONFIG, stage / TENSORS):
         if not path.exists():
             raise WeightsError(f"{path} is missing: the copy of this cascade is incomplete; copy or download it again")
+    return _read_json(stage / CONFIG)
+
+
+def read_stage(folder: str | Path, name: str) -> StageFiles:
+    """The configuration of a stage, and its tensors on the CPU in their stored type. Raises WeightsError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = read_config(folder, name)
+    stage = Path(folder) / name
     try:
         tensors = load_file(stage / TENSORS)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{stage / TENSORS} is truncated or damaged ({error}); copy or download it again") from error
-    return StageFiles(_read_json(stage / CONFIG), tensors)
+    return StageFiles(config, tensors)
 
 
 def read_legacy(path: str | Path) -> dict[str, Tensor]:

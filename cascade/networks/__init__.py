@@ -1,1 +1,3 @@
-"""Networks know tensors: noisy images in, predictions out. Noise levels and what a prediction means belong to `cascade.denoiser`."""
+"""Networks know tensors: noisy images in, predictions out. Noise levels and what a prediction means belong to
+`cascade.denoiser`.
+"""

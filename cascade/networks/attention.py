@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, softmax
 
+from cascade.networks.blocks import group_norm
+
 
 @dataclass(frozen=True)
 class TextFeatures:
@@ -27,7 +29,8 @@ class TextFeatures:
 
 
 class Attention(nn.Module):
-    """Attention from every pixel to text and, unless ``cross_only``, to every pixel, in one softmax (Imagen, appendix B.1).
+    """Attention from every pixel to text and, unless ``cross_only``, to every pixel, in one softmax (Imagen, appendix
+    B.1).
 
     The text keys and values are normalized and projected by `text_keys_values`, and stand before the image's.
     The output projection starts at zero, so a new network starts as its convolutions alone.
@@ -49,7 +52,7 @@ class Attention(nn.Module):
         if cross_only and text_width is None:
             raise ValueError("attention to text alone needs a text width")
         self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = group_norm(channels, groups)
         self.query = nn.Linear(channels, hidden, bias=False)
         self.key_value = None if cross_only else nn.Linear(channels, 2 * hidden, bias=False)
         if text_width is not None:
@@ -74,6 +77,8 @@ class Attention(nn.Module):
         query = self._split(self.query(tokens))
         bias = None
         if self.key_value is None:
+            if text is None:
+                raise ValueError("attention to text alone needs text")
             key, value = text
         else:
             key, value = (self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1))

@@ -55,7 +55,7 @@ class DiffusionNetwork(nn.Module):
                 raise ValueError(f"this network {'needs' if wanted is not None else 'does not take'} {name}")
         width = self.noise_embedding.linear2.weight
         out = torch.zeros(batch, width.shape[0], device=width.device, dtype=width.dtype)
-        if self.text_pool is not None:
+        if self.text_pool is not None and tokens is not None:
             out = out + self.text_pool(tokens.to(width.dtype), mask)
         if self.augmentation_embedding is not None:
             out = out + self.augmentation_embedding(augmentation)
@@ -64,15 +64,17 @@ class DiffusionNetwork(nn.Module):
         return out
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
-        """Keys and values of every attention layer; the mask is dropped where it hides nothing, for a faster softmax."""
+        """Keys and values of every attention layer; the mask is dropped where it hides nothing, for a faster softmax.
+        """
         tokens = tokens.to(self.noise_embedding.linear2.weight.dtype)
         layers = [module for module in self.modules() if isinstance(module, Attention)]
-        return TextFeatures(
-            tuple(layer.text_keys_values(tokens) for layer in layers), None if bool(mask.all()) else mask
-        )
+        hides = mask.is_meta or not bool(mask.all())  # a meta tensor has no value to ask for
+        return TextFeatures(tuple(layer.text_keys_values(tokens) for layer in layers), mask if hides else None)
 
     def modulations(self, noise_input: Tensor, condition: Tensor) -> list[Tensor]:
-        """Per block, in order, its numbers at every level for every image: noise_input (S,), condition B E -> S B k each."""
+        """Per block, in order, its numbers at every level for every image: noise_input (S,), condition B E -> S B k
+        each.
+        """
         embedding = silu(self.noise_embedding(noise_input)[:, None] + condition)  # S B E
         return self._modulate(embedding)
 

@@ -1,8 +1,8 @@
 """The convolutional blocks both networks are made of, and the embedding that conditions them.
 
-Shapes: B batch, C channels, H W pixels, E embedding width. A block that is conditioned is `Modulated`: it owns the linear
-map from the embedding to its own numbers, and takes those numbers, not the embedding, in `forward`. So everything that
-depends on the noise level can be computed for all steps of a sampling loop at once.
+Shapes: B batch, C channels, H W pixels, E embedding width. A block that is conditioned is `Modulated`: it owns the
+linear map from the embedding to its own numbers, and takes those numbers, not the embedding, in `forward`. So
+everything that depends on the noise level can be computed for all steps of a sampling loop at once.
 """
 
 import math
@@ -14,9 +14,14 @@ from torch.nn.functional import avg_pool2d, interpolate, silu
 
 def zeroed(module: nn.Conv2d) -> nn.Conv2d:
     """The convolution with weights and bias at zero, so that a new block starts as the identity (ADM, section 3)."""
-    nn.init.zeros_(module.weight)
-    nn.init.zeros_(module.bias)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
     return module
+
+
+def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
+    """A norm over ``groups`` groups, or as many of them as divide the channels (for SR3's 16 and 48 channels, 16)."""
+    return nn.GroupNorm(math.gcd(groups, channels), channels)
 
 
 class Modulated(nn.Module):
@@ -46,10 +51,10 @@ class ResBlock(Modulated):
         super().__init__()
         self.resample = resample
         self.residual_scale = residual_scale
-        self.norm1 = nn.GroupNorm(groups, channels)
+        self.norm1 = group_norm(channels, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(embedding_width, 2 * out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.norm2 = group_norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
@@ -69,7 +74,7 @@ class ResBlock(Modulated):
 
 
 class NoiseEmbedding(nn.Module):
-    """Sinusoids of one number per image, then two linear layers (DDPM; ADM). The number is expected within [0, 1000]."""
+    """Sinusoids of one number per image, then two linear layers (DDPM; ADM). The number is expected in [0, 1000]."""
 
     def __init__(self, frequencies: int, embedding_width: int) -> None:
         super().__init__()

@@ -24,10 +24,11 @@ SKIP_SCALE = 2**-0.5
 
 @dataclass(frozen=True)
 class EfficientUNetConfig:
-    """Level i runs at 1/2^(i+1) of the resolution (after ``patch``) with width * multipliers[i] channels and blocks[i] blocks.
+    """Level i has width * multipliers[i] channels and blocks[i] blocks at 1/2^(i+1) of the resolution (after ``patch``).
 
-    attention, on the lowest level only: "joint" attends to the image and to text, "text" to text alone (the 1024 px stage,
-    which then is convolutional in the image), None to nothing (SR without text at any size). ``patch`` as in `UNetConfig`.
+    attention, on the lowest level only: "joint" attends to the image and to text, "text" to text alone (the 1024 px
+    stage, which then is convolutional in the image), None to nothing (SR without text at any size). ``patch`` as in
+    `UNetConfig`.
     """
 
     width: int
@@ -75,7 +76,7 @@ class ConvBlock(nn.Module):
 
 
 class Level(Modulated):
-    """The body of a down or an up block: add the embedding, residual blocks, attention (Imagen, figures A.28 and A.29)."""
+    """The body of a down or an up block: add the embedding, residual blocks, attention (Imagen, figures A.28, A.29)."""
 
     def __init__(self, config: EfficientUNetConfig, channels: int, out: int, blocks: int, *, attention: bool) -> None:
         super().__init__()
@@ -96,7 +97,10 @@ class Level(Modulated):
 
 
 class EfficientUNet(DiffusionNetwork):
-    """A U-Net with one skip per level and one more around all levels, so that full-resolution detail has a short way out."""
+    """A U-Net with one skip per level and one around all levels, so that full-resolution detail has a short way out."""
+
+    down: Sequence[Level]
+    up: Sequence[Level]
 
     def __init__(self, config: EfficientUNetConfig) -> None:
         super().__init__(
@@ -114,10 +118,11 @@ class EfficientUNet(DiffusionNetwork):
         levels = range(len(widths))
         self.stem = nn.Conv2d(config.in_channels * fold, config.width, 3, padding=1)
         self.stride = nn.ModuleList(nn.Conv2d(entries[i], widths[i], 3, stride=2, padding=1) for i in levels)
-        self.down = nn.ModuleList(
+        # A ModuleList is a sequence of what it was made from, which its type does not say.
+        self.down = nn.ModuleList(  # pyright: ignore[reportAttributeAccessIssue]
             Level(config, widths[i], widths[i], config.blocks[i], attention=i == last) for i in levels
         )
-        self.up = nn.ModuleList(
+        self.up = nn.ModuleList(  # pyright: ignore[reportAttributeAccessIssue]
             Level(config, 2 * widths[i], widths[i], config.blocks[i], attention=i == last) for i in reversed(levels)
         )
         self.upsample = nn.ModuleList(nn.Conv2d(widths[i], entries[i], 3, padding=1) for i in reversed(levels))

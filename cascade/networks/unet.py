@@ -13,7 +13,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from cascade.networks.attention import Attention, TextFeatures
 from cascade.networks.base import DiffusionNetwork
-from cascade.networks.blocks import ResBlock, zeroed
+from cascade.networks.blocks import ResBlock, group_norm, zeroed
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class UNetConfig:
 
     in_channels counts the low-resolution image where there is one (6); out_channels is 6 where the variance is learned.
     width is the channel count of level 0 and multipliers[i] scales it at level i, which runs at 1/2^i of the resolution
-    (after ``patch``); blocks[i] residual blocks stand there, with attention if i is in attention_levels. ``patch`` p folds
-    p x p pixels into channels before the first convolution and unfolds them after the last, which puts a small network's
-    work where a CPU is fast (simple diffusion, section 3.3).
+    (after ``patch``); blocks[i] residual blocks stand there, with attention if i is in attention_levels. ``patch`` p
+    folds p x p pixels into channels before the first convolution and unfolds them after the last, which puts a small
+    network's work where a CPU is fast (simple diffusion, section 3.3).
     """
 
     width: int
@@ -49,8 +49,8 @@ class UNetConfig:
             raise ValueError(
                 f"attention_levels {self.attention_levels} names a level outside 0..{len(self.blocks) - 1}"
             )
-        if self.width % 32:
-            raise ValueError(f"width must be a multiple of 32 (the group norm's groups), got {self.width}")
+        if self.width % 32 and self.width not in (8, 16):
+            raise ValueError(f"width must be a multiple of 32 (the group norm's groups), or 8 or 16, got {self.width}")
 
     @property
     def divisor(self) -> int:
@@ -83,6 +83,10 @@ class UNet(DiffusionNetwork):
     Every layer's output on the way down is a skip; on the way up each level has one layer more than on the way down and
     takes the skips in reverse.
     """
+
+    down: Sequence[Layer]
+    middle: Sequence[Layer]
+    up: Sequence[Layer]
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(
@@ -119,8 +123,11 @@ class UNet(DiffusionNetwork):
             if level > 0:
                 up.append(Layer(config, channels, channels, resample="up", attention=False))
 
-        self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
-        self.out_norm = nn.GroupNorm(32, channels)
+        # A ModuleList is a sequence of what it was made from, which its type does not say.
+        self.down = nn.ModuleList(down)  # pyright: ignore[reportAttributeAccessIssue]
+        self.middle = nn.ModuleList(middle)  # pyright: ignore[reportAttributeAccessIssue]
+        self.up = nn.ModuleList(up)  # pyright: ignore[reportAttributeAccessIssue]
+        self.out_norm = group_norm(channels)
         self.out = zeroed(nn.Conv2d(channels, config.out_channels * fold, 3, padding=1))
 
     def forward(self, x: Tensor, modulations: Sequence[Tensor], text: TextFeatures | None) -> Tensor:

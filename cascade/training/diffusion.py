@@ -34,8 +34,8 @@ class DiffusionConfig:
 
 
 class DiffusionTask:
-    """Train a stage's denoiser on a source. Batch k is a pure function of (seed, k): which images, crops and paraphrases,
-    which captions are dropped, every noise level and every noise.
+    """Train a stage's denoiser on a source. Batch k is a pure function of (seed, k): which images, crops and
+    paraphrases, which captions are dropped, every noise level and every noise.
 
     A super-resolution stage sees the source's images (or crops of them), reduced and augmented as at sampling.
     """
@@ -86,17 +86,19 @@ class DiffusionTask:
                 text = self.encode(self.source.captions(indices, rng)).to(device)
             text = _drop(text, torch.from_numpy(rng.random(batch) < self.config.text_dropout).to(device))
         low_res = aug_logsnr = None
-        if self.stage.config.augmentation is not None:
+        if self.stage.config.low_resolution is not None:
             low_res, aug_logsnr = self._low_res(x0, self.stage.config.augmentation, generator, normal)
         return Condition(text, low_res, aug_logsnr)
 
     def _low_res(
-        self, x0: Tensor, augmentation: Augmentation, generator: torch.Generator, normal: Callable[[], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+        self, x0: Tensor, augmentation: Augmentation | None, generator: torch.Generator, normal: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
         batch, _, height, width = x0.shape
         vertical, horizontal = self.stage.scale
         small = downsample(x0, (round(height / vertical), round(width / horizontal)))
         low_res = upsample(small, (height, width))
+        if augmentation is None:
+            return low_res, None
         if augmentation.blur_sigma is not None:
             low, high = augmentation.blur_sigma
             u, chosen = torch.rand(2, batch, generator=generator, device=x0.device)

@@ -1,8 +1,8 @@
 """The training loop, whatever is trained.
 
 A `Task` says what a step means; the loop does the rest: precision, optimizer, learning-rate schedule, clipping, EMA,
-checkpoints, the loss log. Since a task's loss is a pure function of (weights, step), the whole state of a run is weights,
-EMA, optimizer and how far it has come: resuming is running again.
+checkpoints, the loss log. Since a task's loss is a pure function of (weights, step), the whole state of a run is
+weights, EMA, optimizer and how far it has come: resuming is running again.
 """
 
 import json
@@ -21,17 +21,18 @@ from cascade.training.ema import EMA
 
 
 class Task(Protocol):
-    """``model`` is what is trained; ``loss(step)`` is the mean loss of batch ``step`` and any further figures for the log."""
+    """``model`` is what is trained; ``loss(step)`` is the mean loss of batch ``step`` and further figures for the log."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]: ...
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How to optimize. learning_rate is reached after ``warmup_steps`` and held until the last ``decay`` share of the run's
-    budget, over which it falls linearly to zero. grad_clip bounds the gradient's norm.
+    """How to optimize. learning_rate is reached after ``warmup_steps`` and held until the last ``decay`` share of the
+    run's budget, over which it falls linearly to zero. grad_clip bounds the gradient's norm.
     """
 
     learning_rate: float = 1e-3
@@ -56,7 +57,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: a number of steps (reproducible to the bit), or minutes of training time on whatever machine."""
+    """How long to train: a number of steps (reproducible to the bit), or minutes of training on whatever machine."""
 
     steps: int | None = None
     minutes: float | None = None
@@ -64,13 +65,15 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError(f"give either steps or minutes, got steps={self.steps}, minutes={self.minutes}")
-        if (self.steps if self.minutes is None else self.minutes) <= 0:
+        if any(given is not None and given <= 0 for given in (self.steps, self.minutes)):
             raise ValueError(f"a budget must be positive, got steps={self.steps}, minutes={self.minutes}")
 
     def spent(self, steps: int, seconds: float) -> float:
         """The share of the budget gone, in [0, 1]."""
-        gone = steps / self.steps if self.steps is not None else seconds / (60 * self.minutes)
-        return min(1.0, gone)
+        if self.steps is not None:
+            return min(1.0, steps / self.steps)
+        assert self.minutes is not None, "one of the two is given"
+        return min(1.0, seconds / (60 * self.minutes))
 
 
 @dataclass

@@ -9,8 +9,8 @@ import numpy as np
 from cascade.data.toybox.nouns import NOUNS
 from cascade.data.toybox.scene import COLOURS, COUNTS, Scene, Thing
 
-# The first of each list is the plain one. {c} colour, {n} noun, {ns} plural, {a} the article that fits {c}, {k} the count,
-# {A} and {B} the first and the second thing with their articles.
+# The first of each list is the plain one. {c} colour, {n} noun, {ns} plural, {a} the article that fits {c}, {k} the
+# count, {A} and {B} the first and the second thing with their articles.
 ONE = (
     "{a} {c} {n}",
     "the {c} {n}",
@@ -51,7 +51,7 @@ def plain_caption(scene: Scene) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One of the scene's captions, drawn with `rng`; the plain one, with plain words, at least PLAIN_SHARE of the time."""
+    """One of the scene's captions, drawn with `rng`; at least PLAIN_SHARE of the time the plain one, in plain words."""
     if rng.random() < PLAIN_SHARE:
         return plain_caption(scene)
     if scene.relation is not None:

@@ -1,6 +1,6 @@
 """The toys: each noun is data, a few primitives in a unit footprint, standing on y = 0.
 
-Local axes: x right, y up, z towards the viewer at yaw 0; units are those of the footprint, which spans [-0.5, 0.5] in x and z.
+Local axes: x right, y up, z towards the viewer at yaw 0; in units of the footprint, which spans [-0.5, 0.5] in x and z.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PAINTS: dict[str, Vec3] = {
 
 @dataclass(frozen=True)
 class Part:
-    """One convex primitive. Its unit shape spans [-1, 1] on each axis and is scaled by `half`, tilted, then moved to `centre`.
+    """One convex primitive: a unit shape, [-1, 1] on each axis, that is scaled by `half`, tilted, then moved to `centre`.
 
-    Cylinders and cones have their axis along y (a cone's apex is at y = +1). The tilt is in degrees, about x, then about z.
-    `paint` is "body" (the colour the caption names, times `shade`) or a key of PAINTS.
+    Cylinders and cones have their axis along y (a cone's apex is at y = +1). The tilt is in degrees, about x, then
+    about z. `paint` is "body" (the colour the caption names, times `shade`) or a key of PAINTS.
     """
 
     kind: str
@@ -92,7 +92,7 @@ def part_bounds(part: Part) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def support(kind: str, direction: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far the unit shape `kind` reaches along `direction` (... x 3, any length): max over its points of a dot product."""
+    """How far the unit shape `kind` reaches along `direction` (... x 3, any length): its largest dot product."""
     x, y, z = direction[..., 0], direction[..., 1], direction[..., 2]
     if kind == "box":
         return np.abs(x) + np.abs(y) + np.abs(z)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,9 +21,14 @@ SHADOW_SIDES = 20  # half-planes around a primitive's outline as the light sees 
 ROUND = np.linspace(0.0, 2.0 * np.pi, SHADOW_SIDES - 2, endpoint=False)
 
 
+def triple(parts: Iterable[Tensor]) -> Triple:
+    x, y, z = parts
+    return x, y, z
+
+
 @dataclass(frozen=True)
 class Packed:
-    """Primitives are ordered by kind, within a kind by slot (their number within their scene's primitives of that kind)."""
+    """Primitives are ordered by kind, within a kind by slot (their number among their scene's primitives of that kind)."""
 
     scenes: int
     kind: list[int]  # P, index into KINDS

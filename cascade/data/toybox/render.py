@@ -1,8 +1,8 @@
 """Scenes to pictures: rays against boxes, ellipsoids, cylinders and cones in closed form, batched in torch.
 
-Legend: S scenes, P primitives of all scenes together, T tiles of a picture, R rays of a tile (TILE * TILE * supersample^2),
-Q pairs (primitive, tile of its scene) that can touch. Work is done for the pairs only. Points and directions are kept as three
-separate tensors (x, y, z). Light is linear until the last step, sRGB after it.
+Legend: S scenes, P primitives of all scenes together, T tiles of a picture, R rays of a tile (TILE * TILE *
+supersample^2), Q pairs (primitive, tile of its scene) that can touch. Work is done for the pairs only. Points and
+directions are kept as three separate tensors (x, y, z). Light is linear until the last step, sRGB after it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cascade.data.toybox.packing import Packed, pack
+from cascade.data.toybox.packing import Packed, Triple, pack, triple
 from cascade.data.toybox.scene import CAMERA, Scene
 from cascade.data.toybox.shading import ambient_occlusion, backdrop, shade, surface, transmittance
 
@@ -23,8 +23,6 @@ RAYS_AT_ONCE = {
     "cuda": 1 << 23,
 }  # bounds the memory; on a CPU it also keeps the working set in its caches
 FAR = 1e4
-
-Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def render(
@@ -37,8 +35,9 @@ def render(
 ) -> Tensor:
     """Pictures of `scenes`: float32 B 3 h w, RGB, in [-1, 1].
 
-    `size` is the whole picture's side or (height, width) in pixels; its height always spans the same angle of view. A pixel is the
-    mean of supersample x supersample rays. `crop` = (top, left, height, width) renders only that part of the whole picture.
+    `size` is the whole picture's side or (height, width) in pixels; its height always spans the same angle of view. A
+    pixel is the mean of supersample x supersample rays. `crop` = (top, left, height, width) renders only that part of
+    the whole picture.
     """
     height, width = (size, size) if isinstance(size, int) else size
     top, left, rows, columns = crop or (0, 0, height, width)
@@ -80,7 +79,7 @@ def _render_tiles(packed: Packed, size: tuple[int, int], supersample: int, block
     who = torch.full(near.shape, -1, dtype=torch.int32, device=near.device)
     for members in packed.by_kind_and_slot(primitive):
         which = primitive[members]
-        origin, direction = packed.to_unit(which, eye, tuple(r[tile[members]] for r in rays))
+        origin, direction = packed.to_unit(which, eye, triple(r[tile[members]] for r in rays))
         enter, leave = interval(packed.kind_of(which), origin, direction)
         cell = scene[members] * tiles + tile[members]
         old = near[cell]
@@ -97,18 +96,18 @@ def _render_tiles(packed: Packed, size: tuple[int, int], supersample: int, block
 
 
 def _shade_tiles(packed: Packed, rays: Triple, near: Tensor, who: Tensor) -> Triple:
-    """Linear RGB of every ray, three of S T R, from the distance to what it meets (`near`) and which primitive that is (`who`)."""
+    """Linear RGB of every ray, three of S T R, from the distance to what it meets (`near`) and what that is (`who`)."""
     hit = who >= 0
     down = rays[1].clamp(max=-1e-4)
     # Rays over the horizon end far away on the floor, where the backdrop has long covered it.
     distance = torch.where(hit, near, (-CAMERA.eye[1] / down).clamp(max=60.0))
-    point = tuple(e + distance * d for e, d in zip(CAMERA.eye, rays, strict=True))  # three of S T R
+    point = triple(e + distance * d for e, d in zip(CAMERA.eye, rays, strict=True))  # three of S T R
     lit = transmittance(packed, point, who, interval)
     colour = list(backdrop(packed, rays, point, lit, ambient_occlusion(packed, point, None)))
     scene, tile, ray = hit.nonzero(as_tuple=True)
     which = who[scene, tile, ray].long()
-    at = tuple(axis[scene, tile, ray] for axis in point)
-    view = tuple(axis[tile, ray] for axis in rays)
+    at = triple(axis[scene, tile, ray] for axis in point)
+    view = triple(axis[tile, ray] for axis in rays)
     normal = surface(packed, which, at)
     shaded = shade(packed, which, at, view, normal, lit[scene, tile, ray])
     for channel, value in zip(colour, shaded, strict=True):
@@ -119,7 +118,7 @@ def _shade_tiles(packed: Packed, rays: Triple, near: Tensor, who: Tensor) -> Tri
 def camera_rays(
     size: tuple[int, int], supersample: int, block: tuple[int, int, int, int], device: torch.device
 ) -> Triple:
-    """Unit directions of the rays of a block of tiles, three of T R; within a tile the order is pixel row, column, sub-row, sub-column."""
+    """Unit directions of a block of tiles' rays, three of T R; within a tile in order of row, column, sub-row, sub-column."""
     height, width = size
     row, row_end, column, column_end = block
     sub = (torch.arange(supersample, dtype=torch.float64) + 0.5) / supersample
@@ -150,7 +149,7 @@ def _visible_pairs(packed: Packed, size: tuple[int, int], block: tuple[int, int,
 
 
 def interval(kind: str, origin: Triple, direction: Triple) -> tuple[Tensor, Tensor]:
-    """Where the line origin + t direction enters and leaves the unit shape `kind`, as t; enter > leave where it misses."""
+    """Where the line origin + t direction enters and leaves the unit shape `kind`, as t; enter > leave if it misses."""
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     if kind == "box":
         enter, leave = _slab(ox, dx)
@@ -164,7 +163,7 @@ def interval(kind: str, origin: Triple, direction: Triple) -> tuple[Tensor, Tens
     if kind == "cylinder":
         enter, leave = _roots(dx * dx + dz * dz, ox * dx + oz * dz, ox * ox + oz * oz - 1.0)
         return torch.maximum(enter, low), torch.minimum(leave, high)
-    # The cone x^2 + z^2 = r^2 with r = (1 - y) / 2, and its mirror image beyond the apex, which the slab |y| <= 1 cuts off.
+    # The cone x^2 + z^2 = r^2 with r = (1 - y) / 2, and its mirror image beyond the apex, which |y| <= 1 cuts off.
     r, slope = 0.5 * (1.0 - oy), -0.5 * dy
     a = dx * dx + dz * dz - slope * slope
     a = torch.where(a.abs() < 1e-9, torch.full_like(a, 1e-9), a)

@@ -1,7 +1,7 @@
 """A scene is a small record of things on a ground; a sample of one is a pure function of (seed, index).
 
-World axes: x right, y up, z towards the camera, which is fixed. The ground is y = 0; lengths are in world units, of which the
-frame's height holds about 2.3 at the origin.
+World axes: x right, y up, z towards the camera, which is fixed. The ground is y = 0; lengths are in world units, of
+which the frame's height holds about 2.3 at the origin.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ GROUNDS: dict[str, Ground] = {
     "slate": Ground((0.44, 0.47, 0.50), (0.55, 0.58, 0.62), (0.70, 0.73, 0.77)),
 }
 
-# Directions from the scene towards the light. The overhead one leans a little, so that shapes still show a lit and a dim side.
+# Directions from the scene towards the light. The overhead one leans a little, so that shapes still have a dim side.
 LIGHTS: dict[str, Vec3] = {
     "left": (-0.62, 0.95, 0.50),
     "right": (0.62, 0.95, 0.50),
@@ -87,7 +87,7 @@ FRAME_MARGIN = 0.05
 
 @dataclass(frozen=True)
 class Thing:
-    """A noun placed in the world: `position` is where its footprint's centre stands, `size` scales it, `yaw` is in degrees."""
+    """A noun placed in the world: its footprint's centre stands at `position`, `size` scales it, `yaw` is in degrees."""
 
     noun: str
     colour: str
@@ -111,7 +111,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """`relation` is None (all things are alike, and counted), "left" (things[0] is left of things[1]) or "on" (it is on top)."""
+    """`relation` is None (things are alike, and counted), "left" (things[0] is left of things[1]) or "on" (on top of it)."""
 
     things: tuple[Thing, ...]
     ground: str
@@ -139,12 +139,12 @@ class Scene:
 
 
 def picture_box(thing: Thing) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of a thing in the picture, in [-1, 1] if within a square frame; a tight outer bound."""
+    """(left, top, right, bottom) of a thing in the picture, tight, in [-1, 1] if within a square frame."""
     points = []
     for part in NOUNS[thing.noun].parts:
         frame = thing.size * thing.rotation() @ part.frame()
         centre = np.array(thing.position) + thing.size * thing.rotation() @ np.array(part.centre)
-        # The box around the part in camera axes: the reach along each axis bounds the projection much tighter than its corners do.
+        # The box around the part in camera axes: its reach along each bounds the projection tighter than corners do.
         axes = CAMERA.axes()
         high = axes @ centre + support(part.kind, axes @ frame)
         low = axes @ centre - support(part.kind, -(axes @ frame))
@@ -169,7 +169,7 @@ def apart(first: Thing, second: Thing) -> bool:
 
 
 def sample_scene(seed: int, index: int, kind_weights: Mapping[str, float] = KIND_WEIGHTS) -> Scene:
-    """Scene number `index` of the endless collection `seed`. Weights of the kinds "one", "count", "left", "on" need not sum to 1."""
+    """Scene `index` of the endless collection `seed`. Weights of the kinds one, count, left, on need not sum to 1."""
     unknown = set(kind_weights) - set(KIND_WEIGHTS)
     if unknown:
         raise ValueError(f"scene kinds {sorted(unknown)}: expected among {sorted(KIND_WEIGHTS)}")
@@ -208,7 +208,7 @@ def _yaw(rng: np.random.Generator) -> float:
 
 
 def _bulk(noun: str) -> float:
-    """The larger of a noun's height and mean width in its units: what a size is divided by, so that all nouns look alike large."""
+    """The larger of a noun's height and mean width: what a size is divided by, so that all nouns look alike large."""
     return max(NOUNS[noun].height, 1.05 * NOUNS[noun].width)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cascade.data.toybox.nouns import KINDS
-from cascade.data.toybox.packing import Packed, Triple
+from cascade.data.toybox.packing import Packed, Triple, triple
 
 SUN = 0.78  # of an upright white surface's brightness
 AMBIENT = 0.36
@@ -19,10 +19,11 @@ SHARPEST = 0.008  # world half-width of the sharpest shadow's edge
 
 
 def transmittance(packed: Packed, point: Triple, who: Tensor, interval: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
-    """How much of the light reaches each point (three of S T R), in [0, 1]: S T R. `who` is the primitive that holds it, or -1.
+    """How much of the light reaches each point (three of S T R), in [0, 1]: S T R. `who` is the primitive that holds
+    it, or -1.
 
-    A primitive's outline in the light's plane is a polygon; the signed distance to it, in units of the penumbra's half-width at that
-    distance from the blocker, is the covered share of the light.
+    A primitive's outline in the light's plane is a polygon; the signed distance to it, in units of the penumbra's
+    half-width at that distance from the blocker, is the covered share of the light.
     """
     scenes, tiles, rays = who.shape
     basis = packed.light_basis
@@ -45,7 +46,7 @@ def transmittance(packed: Packed, point: Triple, who: Tensor, interval: Callable
             # On objects, a primitive shadows neither itself nor what lies between it and the light.
             mine, some = which[touched], (px[touched], py[touched], pz[touched])
             towards = basis[packed.scene_of[mine], 2]
-            direction = tuple(towards[:, k, None].expand_as(some[k]) for k in range(3))
+            direction = triple(towards[:, k, None].expand_as(some[k]) for k in range(3))
             enter, leave = interval(packed.kind_of(mine), *packed.to_unit(mine, some, direction))
             behind = (enter <= leave) & (leave < 2e-3)
             mask = behind | (who[cell[touched]] == mine[:, None])
@@ -93,7 +94,7 @@ def _shadow_pairs(packed: Packed, u: Tensor, v: Tensor, y: Tensor) -> tuple[Tens
 
 def ambient_occlusion(packed: Packed, point: Triple, skip: None) -> Tensor:
     """The share of the ambient light that reaches floor points (three of S T R), with each thing taken as a ball."""
-    x, y, z = point
+    x, _, z = point
     open_share = torch.ones_like(x)
     for n in range(packed.things.shape[1]):
         cx, cy, cz, radius = (packed.things[:, n, k, None, None] for k in range(4))
@@ -104,7 +105,7 @@ def ambient_occlusion(packed: Packed, point: Triple, skip: None) -> Tensor:
 
 
 def backdrop(packed: Packed, rays: Triple, point: Triple, lit: Tensor, open_share: Tensor) -> Triple:
-    """Linear RGB of floor and backdrop, three of S T R: the floor fades into the horizon, which fades into the zenith."""
+    """Linear RGB of floor and backdrop, three of S T R: the floor fades into the horizon, and that into the zenith."""
     _, _, z = point
     rise = ((rays[1] + 0.04) / 0.14).clamp(0.0, 1.0)  # T R
     rise = rise * rise * (3.0 - 2.0 * rise)
@@ -126,7 +127,7 @@ def surface(packed: Packed, which: Tensor, at: Triple) -> Triple:
     offset = [at[k] - centre[:, k] for k in range(3)]
     ux, uy, uz = (m[:, i, 0] * offset[0] + m[:, i, 1] * offset[1] + m[:, i, 2] * offset[2] for i in range(3))
     kind = torch.tensor(packed.kind, device=which.device)[which]
-    # How much each axis of a box faces outwards: 1 on its face, falling to 0 within BEVEL of the edge on the neighbours.
+    # How much each axis of a box faces outwards: 1 on its face, falling to 0 within BEVEL of the edge next to it.
     ramp = [_ramp(u, half[:, k]) for k, u in enumerate((ux, uy, uz))]
     box = [r * u.sign() for r, u in zip(ramp, (ux, uy, uz), strict=True)]
     radius = (ux * ux + uz * uz).sqrt().clamp(min=1e-6)
@@ -156,7 +157,7 @@ def _ramp(unit: Tensor, half: Tensor) -> Tensor:
 
 
 def shade(packed: Packed, which: Tensor, at: Triple, view: Triple, normal: Triple, lit: Tensor) -> Triple:
-    """Linear RGB (three of H) of points on things: ambient light from above and bounced off the floor, sun, and its gloss."""
+    """Linear RGB (three of H) of points on things: ambient light from above and off the floor, sun, and its gloss."""
     scene, thing = packed.scene_of[which], packed.thing_of[which]
     nx, ny, nz = normal
     vx, vy, vz = view

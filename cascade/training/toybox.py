@@ -1,0 +1,327 @@
+"""Train the embedded default: T5, 64 px base, 64 -> 256 px super-resolution.
+
+    python -m cascade.training.toybox --minutes 60
+
+continues from the shipped weights, whatever the hardware, and puts the better trained ones in their place. A part that is
+not shipped starts from nothing. A run that was cut off is taken up by the same command: everything lies under ``runs``, in
+folders named after the sample where they started. Settings: cascade/training/configs/toybox-*.toml.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from cascade import presets
+from cascade.build import build_stage, load_network, load_stage, stage_files, stage_folder
+from cascade.config import decode
+from cascade.data.text import plain_text
+from cascade.data.toybox import vocabulary
+from cascade.data.toybox.rendered import RenderedToybox, render_collection
+from cascade.randomness import Draws
+from cascade.stage import Stage, StageConfig
+from cascade.training.diffusion import DiffusionConfig, DiffusionTask
+from cascade.training.loop import Budget, Loop, LoopConfig, Progress
+from cascade.training.span_corruption import SpanCorruption, train_tokenizer
+from conditioning.lowres import downsample, upsample
+from conditioning.text import TextEncoder
+from conditioning.tokenizer import Tokenizer
+from weights.hub import EMBEDDED
+from weights.store import read_manifest, save_cascade
+
+CONFIGS = Path(__file__).parent / "configs"
+PARTS = ("text", "base-64", "sr-256")
+MAX_LENGTH = 40  # tokens of a prompt
+HELD_OUT_SEED = 999_983  # scenes of this collection are never trained on
+HELD_OUT = 512
+GRID_PROMPTS = (
+    "a red cube",
+    "a blue ball",
+    "a green tree",
+    "a yellow car",
+    "a purple house",
+    "an orange cone",
+    "a turquoise rocket",
+    "a pink mushroom",
+    "two red balls",
+    "three blue cones",
+    "two yellow houses",
+    "three green cars",
+    "a red car to the left of a blue house",
+    "a yellow ball to the left of a green cube",
+    "a green ball on top of a red cube",
+    "a pink tree on top of a blue car",
+)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How many scenes are rendered at how many px, and how large the crops of them are."""
+
+    scenes: int
+    size: int
+    crop: int | None = None
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """share: of the minutes given. captions: how many are trained on, beside plain text."""
+
+    share: float
+    captions: int
+    loop: LoopConfig
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """preset: the name of a function in cascade.presets. share: of the minutes given."""
+
+    preset: str
+    share: float
+    data: DataConfig
+    diffusion: DiffusionConfig
+    loop: LoopConfig
+
+
+def read_config(part: str) -> TextRun | StageRun:
+    """The settings of a part, from its file. Raises ConfigError naming an unknown or missing key."""
+    path = CONFIGS / f"toybox-{part}.toml"
+    return decode(TextRun if part == "text" else StageRun, tomllib.loads(path.read_text()), path.name)
+
+
+@dataclass
+class Shipped:
+    """The cascade that is continued: its folder, and what its parts have behind them."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.manifest = read_manifest(self.folder) if (self.folder / "cascade.json").exists() else None
+
+    def history(self, part: str) -> list[dict[str, Any]]:
+        """The runs that made a part, oldest first."""
+        return self.manifest["provenance"].get(part, []) if self.manifest else []
+
+    def samples(self, part: str) -> int:
+        history = self.history(part)
+        return history[-1]["samples_seen"] if history else 0
+
+    def stage(self, config: StageConfig) -> Stage | None:
+        """The shipped stage in float32, unless there is none or its config has changed since."""
+        names = [name for name in (self.manifest or {"stages": []})["stages"] if name.endswith(config.name)]
+        stage = load_stage(self.folder, names[0], torch.float32) if names else None
+        return stage if stage is not None and stage.config.network == config.network else None
+
+
+def run_folder(runs: Path, part: str, shipped: Shipped) -> Path:
+    return runs / f"{part}-from-{shipped.samples(part)}"
+
+
+def train_text(run: TextRun, minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
+    folder = run_folder(runs, "text", shipped)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = scenes(read_config("base-64"), "base-64", runs, shipped)
+    captions = source.captions(np.arange(min(run.captions, len(source))), np.random.default_rng(0))
+    tokenizer = folder / "tokenizer"
+    if not tokenizer.exists():
+        train_tokenizer([*captions, *plain_text()], tokenizer)
+    task = SpanCorruption(captions, plain_text(), Tokenizer.from_folder(tokenizer))
+    task.model.to(device)
+    loop = Loop(task, run.loop, folder)
+    loop.resume()
+    loop.run(Budget(minutes=minutes * run.share))
+    task.export(folder / "export", loop.ema.model)
+    record(folder, part="text", samples=task.batch_size * loop.progress.steps, progress=loop.progress, device=device)
+
+
+def scenes(run: StageRun, part: str, runs: Path, shipped: Shipped) -> RenderedToybox:
+    """The scenes of a run, rendered once; every continuation draws its own."""
+    folder = runs / f"scenes-{run.data.size}-from-{shipped.samples(part)}"
+    seed = PARTS.index(part) + shipped.samples(part)
+    render_collection(folder, seed=seed, count=run.data.scenes, size=run.data.size)
+    return RenderedToybox(folder, crop=run.data.crop)
+
+
+def held_out(run: StageRun, runs: Path) -> RenderedToybox:
+    folder = runs / f"held-out-{run.data.size}"
+    render_collection(folder, seed=HELD_OUT_SEED, count=HELD_OUT, size=run.data.size)
+    return RenderedToybox(folder, crop=run.data.crop)
+
+
+def text_encoder(runs: Path, shipped: Shipped) -> TextEncoder:
+    """The shipped one, or the one just trained, in float32."""
+    folder = shipped.folder if shipped.manifest else run_folder(runs, "text", shipped) / "export"
+    return TextEncoder.from_pretrained(folder, dtype=torch.float32, max_length=MAX_LENGTH)
+
+
+def train_stage(part: str, run: StageRun, minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
+    config: StageConfig = getattr(presets, run.preset)()
+    folder = run_folder(runs, part, shipped)
+    torch.manual_seed(0)
+    stage = (shipped.stage(config) or build_stage(config)).to(device)
+    encoder = text_encoder(runs, shipped).to(device)
+    source, unseen = scenes(run, part, runs, shipped), held_out(run, runs)
+    task = DiffusionTask(stage, source, encoder, run.diffusion)
+    loop = Loop(task, run.loop, folder, first_step=shipped.samples(part) // run.diffusion.batch_size)
+    averaged = Stage(config, loop.ema.model)
+
+    def report(progress: Progress) -> None:
+        draw_grid(averaged, encoder, unseen, folder / f"samples-{progress.batch * run.diffusion.batch_size:08d}.png")
+
+    loop.resume()
+    loop.run(Budget(minutes=minutes * run.share), report)
+    report(loop.progress)
+    record(
+        folder,
+        part=part,
+        samples=loop.progress.batch * run.diffusion.batch_size,
+        progress=loop.progress,
+        device=device,
+        held_out_error=validation_error(DiffusionTask(averaged, unseen, encoder, replace(run.diffusion, seed=1))),
+    )
+
+
+@torch.no_grad()
+def validation_error(task: DiffusionTask) -> float:
+    """The mean loss over the held-out scenes, with the same noise for whoever is measured."""
+    steps = max(1, len(task.source) // task.config.batch_size)
+    return sum(task.loss(step)[0].item() for step in range(steps)) / steps
+
+
+def draw_grid(stage: Stage, encoder: TextEncoder, unseen: RenderedToybox, path: Path) -> None:
+    """A base: the grid of GRID_PROMPTS. Super-resolution: rows of input (bicubic), output and truth, of held-out scenes."""
+    from PIL import Image
+
+    stage.eval()
+    if stage.config.low_resolution is None:
+        count, low_res, prompts = len(GRID_PROMPTS), None, list(GRID_PROMPTS)
+        size = stage.config.resolution
+    else:
+        count = 4
+        truth = unseen.images(np.arange(count), np.random.default_rng(0)).to(stage.device)
+        prompts = unseen.captions(np.arange(count), np.random.default_rng(0))
+        size = (truth.shape[-2], truth.shape[-1])
+        low_res = downsample(truth, (round(size[0] / stage.scale[0]), round(size[1] / stage.scale[1])))
+    sampling = stage.config.sampling.override(steps=16)
+    step = None
+    for step in stage.sample(
+        Draws(range(count), 0),
+        size,
+        text=encoder(prompts),
+        null=encoder.null(count),
+        low_res=low_res,
+        sampling=sampling,
+    ):
+        pass
+    images = step.z if low_res is None else torch.cat([upsample(low_res, size), step.z, truth])
+    rows = images.unflatten(0, (-1, 4))  # R 4 C H W
+    page = rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (R H) (4 W) C
+    Image.fromarray(((page.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()).save(path)
+    stage.train()
+
+
+def record(folder: Path, *, part: str, samples: int, progress: Progress, device: str, **figures: float) -> None:
+    """Write what made this run's weights beside them."""
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+    )
+    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else f"{os.cpu_count()} CPU cores"
+    entry = {
+        "date": date.today().isoformat(),
+        "command": f"python -m cascade.training.toybox {' '.join(sys.argv[1:])}",
+        "config": f"cascade/training/configs/toybox-{part}.toml",
+        "samples_seen": samples,
+        "minutes": round(progress.seconds / 60, 1),
+        "hardware": hardware,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "git_commit": commit.stdout.strip() or "unknown",
+        **{name: float(f"{value:.5g}") for name, value in figures.items()},
+    }
+    (folder / "provenance.json").write_text(json.dumps(entry, indent=2) + "\n")
+
+
+def export(runs: Path, shipped: Shipped) -> None:
+    """Put what finished runs made in place of the shipped weights, in bf16; parts without a run stay as they are."""
+    provenance, stages = {}, {}
+    for part in PARTS:
+        folder, done = run_folder(runs, part, shipped), shipped.history(part)
+        finished = (folder / "provenance.json").exists()
+        if not finished and not done:
+            raise SystemExit(f"{part} has no finished run in {folder} and is not shipped: train it first")
+        provenance[part] = [*done, json.loads((folder / "provenance.json").read_text())] if finished else done
+        if part == "text":
+            continue
+        run = read_config(part)
+        config: StageConfig = getattr(presets, run.preset)()
+        stage = shipped.stage(config)
+        if finished:
+            stage = build_stage(config)
+            saved = load_file(folder / "checkpoint" / "ema.safetensors")
+            tensors = {name.removeprefix("network."): tensor for name, tensor in saved.items()}
+            load_network(stage, tensors, str(folder))
+        stage.config = config
+        stages[stage_folder(len(stages), config)] = stage_files(stage, torch.bfloat16)
+    encoder = TextEncoder.from_pretrained(
+        shipped.folder if shipped.manifest else run_folder(runs, "text", shipped) / "export"
+    )
+    manifest = {
+        "text_encoder": {
+            "model": None,
+            "max_length": MAX_LENGTH,
+            "padding": "trimmed",
+            "vocabulary": sorted(vocabulary()),
+        },
+        "licence": "Apache-2.0",
+        "provenance": provenance,
+    }
+    save_cascade(shipped.folder, manifest, stages, encoder.save_pretrained)
+    print(f"exported to {shipped.folder}")
+
+
+def train(
+    minutes: float,
+    device: str = "cpu",
+    only: Literal["text", "base-64", "sr-256", "export"] | None = None,
+    runs: Path = Path("runs/toybox"),
+    weights: Path = EMBEDDED,
+) -> None:
+    """Train the embedded default for some minutes more, then export it.
+
+    minutes: training time, shared among the parts as their configs say. device: "cpu", "cuda".
+    only: one part and no export (or the export alone), to train parts side by side; it gets its share of the minutes.
+    runs: where runs are kept. weights: the cascade that is continued and replaced.
+    """
+    if not minutes > 0:
+        raise SystemExit(f"minutes must be positive, got {minutes}")
+    shipped = Shipped(weights)
+    for part in PARTS:
+        if only not in (None, part) or (part == "text" and shipped.manifest):
+            continue  # the stages were trained on the shipped encoder: it stays
+        run = read_config(part)
+        if part == "text":
+            train_text(run, minutes, device, runs, shipped)
+        else:
+            train_stage(part, run, minutes, device, runs, shipped)
+    if only in (None, "export"):
+        export(runs, shipped)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(train)

@@ -1,0 +1,124 @@
+"""`cascade generate`: prompts to PNG files that say how they were made."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def generate(
+    prompts: tyro.conf.Positional[tuple[str, ...]],
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out.png"),
+    model: str | None = None,
+    images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1,
+    grid: bool = False,
+    seed: int | None = None,
+    negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: tuple[int, ...] = (),
+    guidance: tuple[float, ...] = (),
+    sampler: tuple[str, ...] = (),
+    thresholding: tuple[str, ...] = (),
+    aug_level: tuple[float, ...] = (),
+    image: Path | None = None,
+    start_stage: int = 0,
+    stop_after: int | None = None,
+    max_batch_size: int = 8,
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> None:
+    """Draw images from prompts.
+
+    Settings with several values take one for all stages, or one per stage: --steps 32 16.
+
+    Args:
+        prompts: What to draw, each prompt quoted.
+        output: The PNG to write; several images become NAME-0.png, NAME-1.png, ...
+        model: A folder or a hub id; the embedded default if left out.
+        images: How many images per prompt.
+        grid: Put all images into one PNG, a row per prompt.
+        seed: Image k has seed + k; drawn, and kept in the PNG, if left out.
+        negative_prompt: What to lead away from.
+        height: Of the result, in pixels.
+        width: Of the result, in pixels.
+        steps: Sampling steps.
+        guidance: Guidance scale; 1 is off.
+        sampler: ddim, ddpm, dpmpp_2m or heun.
+        thresholding: dynamic, static or none.
+        aug_level: From 0 to 1: how far a stage may depart from its low-resolution image.
+        image: A low-resolution image for --start-stage to enlarge.
+        start_stage: The first stage to run.
+        stop_after: The last stage to run.
+        max_batch_size: How many images to draw at a time.
+        device: cuda if there is one, else cpu.
+        dtype: What the networks compute in.
+    """
+    if not prompts:
+        raise ValueError('give at least one prompt, in quotes: cascade generate "a red cube"')
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"--output is {output}; expected a name ending in .png")
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {output.absolute().parent} to write {output.name} into; make it first")
+    picture = None if image is None else _open(image)
+
+    import torch
+
+    from pipelines.metadata import save_png
+    from pipelines.text_to_image import Pipeline
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = Pipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+    out = pipe(
+        list(prompts),
+        negative_prompt,
+        height=height,
+        width=width,
+        num_images_per_prompt=images,
+        num_inference_steps=_scalar(steps),
+        guidance_scale=_scalar(guidance),
+        thresholding=_scalar(thresholding),
+        aug_level=_scalar(aug_level),
+        sampler=_scalar(sampler),
+        seed=seed,
+        image=picture,
+        start_stage=start_stage,
+        stop_after=stop_after,
+        max_batch_size=max_batch_size,
+    )
+    if image is not None:
+        for entry in out.metadata:
+            entry["image"] = str(image)
+    if grid:
+        from pipelines.images import grid as arranged
+
+        save_png(
+            arranged(out.images, images if len(prompts) > 1 else None),
+            output,
+            {**out.metadata[0], "grid": out.metadata},
+        )
+        print(output)
+        return
+    for k, (drawn, metadata) in enumerate(zip(out.images, out.metadata, strict=True)):
+        path = output if len(out.images) == 1 else output.with_stem(f"{output.stem}-{k}")
+        save_png(drawn, path, metadata)
+        print(path)
+
+
+def _scalar(values: Sequence[Any]) -> Any:
+    """Nothing as None, one value as itself, several as a list: what `Pipeline` takes."""
+    return None if not values else values[0] if len(values) == 1 else list(values)
+
+
+def _open(path: Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.copy()
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is no image that can be read") from None
