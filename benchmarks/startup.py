@@ -7,7 +7,6 @@ the written PNG; beside it stands how much of one run goes into imports, by pack
 """
 
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -16,10 +15,10 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import tyro
+from environment import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("cascade", "pipelines", "conditioning", "weights")
@@ -53,18 +52,6 @@ def import_seconds(stderr: str) -> dict[str, float]:
             package = "standard library"
         seconds[package] += int(self_us) / 1e6
     return seconds
-
-
-def environment() -> str:
-    """Hardware, versions and commit, one per line."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and (named := re.search(r"model name\s*: (.+)", cpuinfo.read_text())):
-        model = named[1]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy", "tyro"))
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return f"{model}, {cores} cores\nPython {platform.python_version()}, {versions}\ncommit {git.stdout.strip() or '?'}"
 
 
 def row(what: str, seconds: float) -> str:

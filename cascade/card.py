@@ -16,7 +16,7 @@ def model_card(name: str, stages: Sequence[Stage], manifest: Mapping[str, Any]) 
         "```python",
         "from cascade import Pipeline",
         "",
-        f'pipe = Pipeline.from_pretrained("{name}")',
+        f'pipe = Pipeline.from_pretrained("{name}")  # this folder',
         "```",
         "",
         "| stage | draws | enlarges | parameters | prediction | sampler | steps | guidance |",

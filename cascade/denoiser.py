@@ -161,7 +161,7 @@ class Denoiser(nn.Module):
         return math.atan(math.exp(-logsnr / 2)) * (2000 / math.pi)
 
     def prepare(self, condition: Condition, grid: Sequence[float] = (), *, batch: int | None = None) -> Prepared:
-        """Compute what the levels of ``grid`` share; ``batch`` is needed only where nothing in the condition tells it."""
+        """Compute what the levels of ``grid`` share; ``batch`` is needed where nothing in the condition tells it."""
         text, low_res = condition.text, condition.low_res
         given = (text, low_res, condition.aug_logsnr, condition.label)
         sizes = {len(part) for part in given if part is not None} | ({batch} if batch is not None else set())

@@ -31,7 +31,7 @@ def step_flops(stage: Stage, size: tuple[int, int] | None = None) -> int:
 
 
 def image_flops(stage: Stage, size: tuple[int, int] | None = None) -> int:
-    """The same for all steps of one image at the stage's defaults: guidance doubles a pass, heun all steps but the last."""
+    """The same for all steps of one image at the stage's defaults: guidance doubles a pass, heun all but the last."""
     sampling = stage.config.sampling
     passes = 2 * sampling.steps - 1 if sampling.sampler == "heun" else sampling.steps
     guided = sampling.guidance_scale != 1 and stage.denoiser.network.text_width is not None

@@ -7,14 +7,14 @@ carry the same information; their squared errors differ by a factor of the noise
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 Prediction = Literal["eps", "x", "v"]
-WeightName = Literal["eps_mse", "v_mse", "truncated_snr", "min_snr", "sigmoid"]
+WeightName = Literal["eps_mse", "x_mse", "v_mse", "truncated_snr", "min_snr", "sigmoid"]
 
 
 def target(prediction: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -43,6 +43,7 @@ class LossWeight:
     """The weight of the squared x0 error at a noise level.
 
     eps_mse        SNR                    plain MSE on eps (DDPM, Imagen)
+    x_mse          1                      plain MSE on x0
     v_mse          SNR + 1                plain MSE on v (progressive distillation)
     truncated_snr  max(SNR, 1)            (progressive distillation, eq. 9)
     min_snr        min(SNR, gamma)        (Hang et al. 2023; gamma 5)
@@ -54,13 +55,15 @@ class LossWeight:
     bias: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in ("eps_mse", "v_mse", "truncated_snr", "min_snr", "sigmoid"):
-            raise ValueError(f"unknown loss weight {self.name!r}: eps_mse, v_mse, truncated_snr, min_snr or sigmoid")
+        if self.name not in get_args(WeightName):
+            raise ValueError(f"unknown loss weight {self.name!r}: choose one of {', '.join(get_args(WeightName))}")
 
     def on_x0(self, logsnr: Tensor) -> Tensor:
         """log of the weight on |x0 - x0'|^2."""
         if self.name == "eps_mse":
             return logsnr
+        if self.name == "x_mse":
+            return torch.zeros_like(logsnr)
         if self.name == "v_mse":
             return softplus(logsnr)
         if self.name == "truncated_snr":

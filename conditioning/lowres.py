@@ -25,7 +25,7 @@ def upsample(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def augment(image: Tensor, logsnr: Tensor, noise: Tensor) -> Tensor:
-    """Conditioning augmentation: alpha x + sigma noise at a level per image, (B,) (CDM, section 4.2; Imagen, alg. 1)."""
+    """Conditioning augmentation: alpha x + sigma noise at a level per image, (B,) (CDM, 4.2; Imagen, alg. 1)."""
     alpha, sigma = logsnr.sigmoid().sqrt(), (-logsnr).sigmoid().sqrt()
     return alpha[:, None, None, None] * image + sigma[:, None, None, None] * noise
 

@@ -1,4 +1,4 @@
-"""cascade/randomness.py: what is drawn for an image hangs on its seed, the stage and the purpose, and on nothing else."""
+"""cascade/randomness.py: what is drawn for an image hangs on its seed, the stage and the purpose alone."""
 
 from __future__ import annotations
 

@@ -1,3 +1,1 @@
-"""Networks know tensors: noisy images in, predictions out. Noise levels and what a prediction means belong to
-`cascade.denoiser`.
-"""
+"""Networks know tensors: noisy images in, predictions out. Noise levels are the business of `cascade.denoiser`."""

@@ -29,8 +29,7 @@ class TextFeatures:
 
 
 class Attention(nn.Module):
-    """Attention from every pixel to text and, unless ``cross_only``, to every pixel, in one softmax (Imagen, appendix
-    B.1).
+    """Attention from pixels to text and, unless ``cross_only``, to pixels, in one softmax (Imagen, appendix B.1).
 
     The text keys and values are normalized and projected by `text_keys_values`, and stand before the image's.
     The output projection starts at zero, so a new network starts as its convolutions alone.

@@ -64,17 +64,14 @@ class DiffusionNetwork(nn.Module):
         return out
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
-        """Keys and values of every attention layer; the mask is dropped where it hides nothing, for a faster softmax.
-        """
+        """Keys and values of every attention layer; a mask that hides nothing is dropped, for a faster softmax."""
         tokens = tokens.to(self.noise_embedding.linear2.weight.dtype)
         layers = [module for module in self.modules() if isinstance(module, Attention)]
         hides = mask.is_meta or not bool(mask.all())  # a meta tensor has no value to ask for
         return TextFeatures(tuple(layer.text_keys_values(tokens) for layer in layers), mask if hides else None)
 
     def modulations(self, noise_input: Tensor, condition: Tensor) -> list[Tensor]:
-        """Per block, in order, its numbers at every level for every image: noise_input (S,), condition B E -> S B k
-        each.
-        """
+        """Per block, in order, its numbers at every level for every image: noise_input (S,), condition B E -> S B k."""
         embedding = silu(self.noise_embedding(noise_input)[:, None] + condition)  # S B E
         return self._modulate(embedding)
 

@@ -24,7 +24,7 @@ SKIP_SCALE = 2**-0.5
 
 @dataclass(frozen=True)
 class EfficientUNetConfig:
-    """Level i has width * multipliers[i] channels and blocks[i] blocks at 1/2^(i+1) of the resolution (after ``patch``).
+    """Level i has width * multipliers[i] channels and blocks[i] blocks, at 1/2^(i+1) of the size (after ``patch``).
 
     attention, on the lowest level only: "joint" attends to the image and to text, "text" to text alone (the 1024 px
     stage, which then is convolutional in the image), None to nothing (SR without text at any size). ``patch`` as in
@@ -42,6 +42,7 @@ class EfficientUNetConfig:
     text_width: int | None = None
     augmented: bool = True
     patch: int = 1
+    groups: int = 32
 
     def __post_init__(self) -> None:
         if len(self.multipliers) != len(self.blocks) or not self.blocks:
@@ -50,8 +51,8 @@ class EfficientUNetConfig:
             raise ValueError(f'attention must be "joint", "text" or null, got {self.attention!r}')
         if self.attention == "text" and self.text_width is None:
             raise ValueError('attention "text" needs a text_width')
-        if self.width % 32:
-            raise ValueError(f"width must be a multiple of 32 (the group norm's groups), got {self.width}")
+        if self.groups < 1 or self.width % self.groups:
+            raise ValueError(f"width must be a multiple of the norms' {self.groups} groups, got {self.width}")
 
     @property
     def divisor(self) -> int:
@@ -62,11 +63,11 @@ class EfficientUNetConfig:
 class ConvBlock(nn.Module):
     """Two rounds of group norm, swish and a 3 x 3 convolution beside a 1 x 1 convolution (Imagen, figure A.27)."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(32, channels)
+        self.norm1 = nn.GroupNorm(groups, channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(32, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(channels, out_channels, 1)
 
@@ -81,11 +82,18 @@ class Level(Modulated):
     def __init__(self, config: EfficientUNetConfig, channels: int, out: int, blocks: int, *, attention: bool) -> None:
         super().__init__()
         self.modulation = nn.Linear(config.embedding_width, channels)
-        self.blocks = nn.ModuleList(ConvBlock(channels if i == 0 else out, out) for i in range(blocks))
+        self.blocks = nn.ModuleList(
+            ConvBlock(channels if i == 0 else out, out, config.groups) for i in range(blocks)
+        )
         self.attention = None
         if attention and config.attention is not None:
             self.attention = Attention(
-                out, config.heads, 2 * out, config.text_width, cross_only=config.attention == "text"
+                out,
+                config.heads,
+                2 * out,
+                config.text_width,
+                cross_only=config.attention == "text",
+                groups=config.groups,
             )
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
@@ -126,7 +134,7 @@ class EfficientUNet(DiffusionNetwork):
             Level(config, 2 * widths[i], widths[i], config.blocks[i], attention=i == last) for i in reversed(levels)
         )
         self.upsample = nn.ModuleList(nn.Conv2d(widths[i], entries[i], 3, padding=1) for i in reversed(levels))
-        self.out_norm = nn.GroupNorm(32, config.width)
+        self.out_norm = nn.GroupNorm(config.groups, config.width)
         self.out = zeroed(nn.Conv2d(config.width, config.out_channels * fold, 3, padding=1))
 
     def forward(self, x: Tensor, modulations: Sequence[Tensor], text: TextFeatures | None) -> Tensor:

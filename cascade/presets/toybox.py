@@ -34,21 +34,26 @@ def toybox_base() -> StageConfig:
 
 
 def toybox_sr256() -> StageConfig:
-    """The embedded default's 64 -> 256 px super-resolution."""
+    """The embedded default's 64 -> 256 px super-resolution.
+
+    It predicts x, which its low-resolution image already nearly is: at this size that learns far faster than v.
+    """
     return StageConfig(
         name="sr-256",
         resolution=(256, 256),
         low_resolution=(64, 64),
         network=EfficientUNetConfig(
-            width=32,
-            multipliers=(2, 3, 4),
+            width=64,
+            multipliers=(1, 1, 2),
             blocks=(1, 2, 3),
             embedding_width=128,
             heads=4,
             text_width=TOYBOX_TEXT_WIDTH,
             patch=2,
+            groups=8,
         ),
         schedule=Cosine(-12.0, 12.0),
+        prediction="x",
         augmentation=Augmentation(Cosine(-12.0, 12.0), max_level=0.5),
         sampling=Sampling(steps=16, sampler="ddim", guidance_scale=1.0, aug_level=0.1),
     )

@@ -50,6 +50,7 @@ class DiffusionTask:
         device = next(self.model.parameters()).device
         rng = np.random.default_rng([self.config.seed, step])
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+        torch.manual_seed(generator.initial_seed() + 1)  # dropout takes no generator
         batch = self.config.batch_size
         indices = data_order(self.config.seed, step * batch, batch, len(self.source))
         x0 = self.source.images(indices, rng).to(device)

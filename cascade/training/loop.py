@@ -21,7 +21,7 @@ from cascade.training.ema import EMA
 
 
 class Task(Protocol):
-    """``model`` is what is trained; ``loss(step)`` is the mean loss of batch ``step`` and further figures for the log."""
+    """``model`` is what is trained; ``loss(step)`` is the mean loss of batch ``step`` and figures for the log."""
 
     @property
     def model(self) -> nn.Module: ...

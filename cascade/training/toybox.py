@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from cascade import presets
 from cascade.build import build_stage, load_network, load_stage, stage_files, stage_folder
+from cascade.card import model_card
 from cascade.config import decode
 from cascade.data.text import plain_text
 from cascade.data.toybox import vocabulary
@@ -257,7 +258,7 @@ def record(folder: Path, *, part: str, samples: int, progress: Progress, device:
 
 def export(runs: Path, shipped: Shipped) -> None:
     """Put what finished runs made in place of the shipped weights, in bf16; parts without a run stay as they are."""
-    provenance, stages = {}, {}
+    provenance, stages, made = {}, {}, []
     for part in PARTS:
         folder, done = run_folder(runs, part, shipped), shipped.history(part)
         finished = (folder / "provenance.json").exists()
@@ -275,6 +276,7 @@ def export(runs: Path, shipped: Shipped) -> None:
             tensors = {name.removeprefix("network."): tensor for name, tensor in saved.items()}
             load_network(stage, tensors, str(folder))
         stage.config = config
+        made.append(stage)
         stages[stage_folder(len(stages), config)] = stage_files(stage, torch.bfloat16)
     encoder = TextEncoder.from_pretrained(
         shipped.folder if shipped.manifest else run_folder(runs, "text", shipped) / "export"
@@ -289,7 +291,12 @@ def export(runs: Path, shipped: Shipped) -> None:
         "licence": "Apache-2.0",
         "provenance": provenance,
     }
-    save_cascade(shipped.folder, manifest, stages, encoder.save_pretrained)
+
+    def extra(target: Path) -> None:
+        encoder.save_pretrained(target)
+        (target / "README.md").write_text(model_card("toybox", made, manifest), encoding="utf-8")
+
+    save_cascade(shipped.folder, manifest, stages, extra)
     print(f"exported to {shipped.folder}")
 
 

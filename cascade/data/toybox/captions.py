@@ -9,15 +9,15 @@ import numpy as np
 from cascade.data.toybox.nouns import NOUNS
 from cascade.data.toybox.scene import COLOURS, COUNTS, Scene, Thing
 
-# The first of each list is the plain one. {c} colour, {n} noun, {ns} plural, {a} the article that fits {c}, {k} the
-# count, {A} and {B} the first and the second thing with their articles.
+# The first of each list is the plain one. {c} colour, {n} noun, {ns} plural, {a} and {an} the articles that fit {c} and
+# {n}, {k} the count, {A} and {B} the first and the second thing with their articles.
 ONE = (
     "{a} {c} {n}",
     "the {c} {n}",
     "a photo of {a} {c} {n}",
     "a picture of {a} {c} {n}",
     "one {c} {n}",
-    "a {n} that is {c}",
+    "{an} {n} that is {c}",
 )
 MANY = ("{k} {c} {ns}", "a photo of {k} {c} {ns}", "a picture of {k} {c} {ns}")
 PAIR = ("a pair of {c} {ns}",)
@@ -94,4 +94,5 @@ def _choose(options: tuple[str, ...], rng: np.random.Generator) -> str:
 
 def _fill(template: str, thing: Thing, word: str, count: int) -> str:
     number = next((name for name, value in COUNTS.items() if value == count), "")
-    return template.format(a=_article(thing.colour), c=thing.colour, n=word, ns=NOUNS[thing.noun].plural, k=number)
+    plural = NOUNS[thing.noun].plural
+    return template.format(a=_article(thing.colour), an=_article(word), c=thing.colour, n=word, ns=plural, k=number)

@@ -29,7 +29,7 @@ PAINTS: dict[str, Vec3] = {
 
 @dataclass(frozen=True)
 class Part:
-    """One convex primitive: a unit shape, [-1, 1] on each axis, that is scaled by `half`, tilted, then moved to `centre`.
+    """One convex primitive: a unit shape, [-1, 1] on each axis, scaled by `half`, tilted, then moved to `centre`.
 
     Cylinders and cones have their axis along y (a cone's apex is at y = +1). The tilt is in degrees, about x, then
     about z. `paint` is "body" (the colour the caption names, times `shade`) or a key of PAINTS.

@@ -28,7 +28,7 @@ def triple(parts: Iterable[Tensor]) -> Triple:
 
 @dataclass(frozen=True)
 class Packed:
-    """Primitives are ordered by kind, within a kind by slot (their number among their scene's primitives of that kind)."""
+    """Primitives are ordered by kind, within a kind by slot (their number among their scene's of that kind)."""
 
     scenes: int
     kind: list[int]  # P, index into KINDS

@@ -118,7 +118,7 @@ def _shade_tiles(packed: Packed, rays: Triple, near: Tensor, who: Tensor) -> Tri
 def camera_rays(
     size: tuple[int, int], supersample: int, block: tuple[int, int, int, int], device: torch.device
 ) -> Triple:
-    """Unit directions of a block of tiles' rays, three of T R; within a tile in order of row, column, sub-row, sub-column."""
+    """Unit directions of a block of tiles' rays, three of T R; in a tile by row, column, sub-row, sub-column."""
     height, width = size
     row, row_end, column, column_end = block
     sub = (torch.arange(supersample, dtype=torch.float64) + 0.5) / supersample

@@ -24,8 +24,7 @@ def _paths(folder: Path, shard: int) -> tuple[Path, Path]:
 
 
 def _render_shard(folder: Path, seed: int, count: int, size: int, device: str, shard: int) -> None:
-    """Write one shard; the images come last, and under their own name only when whole: a file that is there is whole."""
-    torch.set_num_threads(1)
+    """Write one shard; the images come last, under their own name only when whole: a file that is there is whole."""
     images, records = _paths(folder, shard)
     scenes = [sample_scene(seed, i) for i in range(shard * SHARD, min(count, (shard + 1) * SHARD))]
     pixels = np.empty((len(scenes), 3, size, size), np.uint8)
@@ -40,22 +39,29 @@ def _render_shard(folder: Path, seed: int, count: int, size: int, device: str, s
     fresh.rename(images)
 
 
+def _scenes_there(folder: Path, shard: int) -> int:
+    images = _paths(folder, shard)[0]
+    return len(np.load(images, mmap_mode="r")) if images.exists() else 0
+
+
 def render_collection(
     folder: Path, *, seed: int, count: int, size: int, device: str = "cpu", workers: int | None = None
 ) -> None:
-    """Render scenes 0 .. count - 1 of collection ``seed`` at ``size`` px into ``folder``, but for shards that are there.
+    """Render scenes 0 .. count - 1 of collection ``seed`` at ``size`` px into ``folder``, but no shard that is there.
 
     On the CPU the shards are spread over ``workers`` processes (all cores by default).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards = [shard for shard in range(-(-count // SHARD)) if not _paths(folder, shard)[0].exists()]
+    shards = [
+        shard for shard in range(-(-count // SHARD)) if _scenes_there(folder, shard) < min(SHARD, count - shard * SHARD)
+    ]
     job = partial(_render_shard, folder, seed, count, size, device)
     processes = min(workers or os.cpu_count() or 1, len(shards))
     if device != "cpu" or processes <= 1:
         for shard in shards:
             job(shard)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, torch.set_num_threads, (1,)) as pool:
         for _ in pool.imap_unordered(job, shards):
             pass
 

@@ -87,7 +87,7 @@ FRAME_MARGIN = 0.05
 
 @dataclass(frozen=True)
 class Thing:
-    """A noun placed in the world: its footprint's centre stands at `position`, `size` scales it, `yaw` is in degrees."""
+    """A noun in the world: its footprint's centre stands at `position`, `size` scales it, `yaw` is in degrees."""
 
     noun: str
     colour: str
@@ -111,7 +111,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """`relation` is None (things are alike, and counted), "left" (things[0] is left of things[1]) or "on" (on top of it)."""
+    """`relation` is None (all alike, and counted), "left" (things[0] is left of things[1]) or "on" (on top of it)."""
 
     things: tuple[Thing, ...]
     ground: str

@@ -1,0 +1,81 @@
+"""`make weights`: trained from nothing, exported, continued; with the real networks on a handful of scenes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cascade import Pipeline
+from cascade.training import toybox
+from cascade.training.diffusion import DiffusionConfig
+
+
+@pytest.fixture
+def small(monkeypatch):
+    original = toybox.read_config
+
+    def read_config(part):
+        run = original(part)
+        if part == "text":
+            return replace(run, captions=64)
+        data = replace(run.data, scenes=12, size=64 if part == "base-64" else 128, crop=run.data.crop and 64)
+        return replace(run, data=data, diffusion=DiffusionConfig(batch_size=2))
+
+    monkeypatch.setattr(toybox, "read_config", read_config)
+    monkeypatch.setattr(toybox, "HELD_OUT", 4)
+    monkeypatch.setattr(toybox, "GRID_PROMPTS", toybox.GRID_PROMPTS[:4])
+
+
+@pytest.mark.parametrize("part", toybox.PARTS)
+def test_the_settings_are_read_strictly(part, monkeypatch, tmp_path):
+    assert 0 < toybox.read_config(part).share < 1
+    text = (toybox.CONFIGS / f"toybox-{part}.toml").read_text()
+    (tmp_path / f"toybox-{part}.toml").write_text(text.replace("learning_rate", "learning_rte"))
+    monkeypatch.setattr(toybox, "CONFIGS", tmp_path)
+    with pytest.raises(ValueError, match=f"toybox-{part}.toml: loop.*'learning_rte'"):
+        toybox.read_config(part)
+
+
+def test_the_shares_make_up_the_minutes():
+    assert sum(toybox.read_config(part).share for part in toybox.PARTS) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_weights_are_made_exported_and_continued(small, tmp_path):
+    weights, runs = tmp_path / "toy", tmp_path / "runs"
+    toybox.train(0.3, runs=runs, weights=weights)
+    first = json.loads((weights / "cascade.json").read_text())
+    assert first["stages"] == ["stage-0-base-64", "stage-1-sr-256"]
+    seen = {part: first["provenance"][part][-1]["samples_seen"] for part in toybox.PARTS}
+    assert all(count > 0 for count in seen.values())
+    for record in (history[-1] for history in first["provenance"].values()):
+        assert {"date", "command", "minutes", "hardware", "torch", "git_commit"} <= set(record)
+    assert str(tmp_path) not in (weights / "cascade.json").read_text()
+    assert list((runs / "base-64-from-0").glob("samples-*.png"))
+
+    encoder = load_file(weights / "text_encoder" / "model.safetensors")
+    base = load_file(weights / "stage-0-base-64" / "model.safetensors")
+    assert {tensor.dtype for tensor in [*encoder.values(), *base.values()]} == {torch.bfloat16}
+    pipe = Pipeline.from_pretrained(weights)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a red cube", seed=0, num_inference_steps=2).images[0].size == (256, 256)
+
+    toybox.train(0.2, runs=runs, weights=weights)
+    second = json.loads((weights / "cascade.json").read_text())
+    for part in toybox.PARTS:
+        assert second["provenance"][part][: len(first["provenance"][part])] == first["provenance"][part]
+    assert len(second["provenance"]["text"]) == 1
+    assert second["provenance"]["base-64"][-1]["samples_seen"] > seen["base-64"]
+    again = load_file(weights / "text_encoder" / "model.safetensors")
+    assert all(torch.equal(again[name], encoder[name]) for name in encoder)
+    moved = load_file(weights / "stage-0-base-64" / "model.safetensors")
+    assert any(not torch.equal(moved[name], base[name]) for name in base)
+
+
+def test_an_export_with_nothing_trained_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="train it first"):
+        toybox.train(1, only="export", runs=tmp_path / "runs", weights=tmp_path / "toy")
+    with pytest.raises(SystemExit, match="positive"):
+        toybox.train(0, runs=tmp_path / "runs", weights=tmp_path / "toy")
