@@ -6,6 +6,7 @@ Shapes: B images, H W pixels of the stage's resolution.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from cascade.networks.efficient_unet import EfficientUNetConfig
 from cascade.networks.unet import UNetConfig
 from cascade.parameterization import Prediction
 from cascade.randomness import Draws
-from cascade.samplers import SAMPLERS, AfterStep, Step
+from cascade.samplers import SAMPLERS, AfterStep, Step, ddpm
 from cascade.schedules import Cosine, Schedule, uniform_grid
 from cascade.thresholding import Thresholding, threshold
 from conditioning.lowres import augment, upsample
@@ -26,7 +27,10 @@ from conditioning.text import TextEmbedding
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a stage draws unless told otherwise. guidance_scale 1 is off; aug_level, in [0, 1], is super-resolution's."""
+    """How a stage draws unless told otherwise. guidance_scale 1 is off; aug_level in [0, 1] is for super-resolution only.
+
+    ddpm_variance: where the ancestral sampler's log variance lies, 0 the posterior's, 1 beta's (SR3), if none is learned.
+    """
 
     steps: int = 32
     sampler: str = "ddim"
@@ -34,6 +38,7 @@ class Sampling:
     guidance_interval: tuple[float, float] | None = None
     thresholding: Thresholding = field(default_factory=Thresholding)
     aug_level: float = 0.1
+    ddpm_variance: float = 0.2
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -42,8 +47,9 @@ class Sampling:
             raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance scale must be a number >= 0 (1 is off), got {self.guidance_scale}")
-        if not 0 <= self.aug_level <= 1:
-            raise ValueError(f"aug_level must be in [0, 1], got {self.aug_level}")
+        for name in ("aug_level", "ddpm_variance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
 
     def override(self, **values: Any) -> "Sampling":
         """The same with every value that is not None replaced."""
@@ -146,6 +152,9 @@ class Stage(nn.Module):
                 f"got {sampling.aug_level}"
             )
 
+    def _no_class(self, batch: int) -> Tensor:
+        return torch.full((batch,), self.denoiser.network.classes, device=self.device)
+
     def condition(
         self,
         text: TextEmbedding | None,
@@ -153,16 +162,14 @@ class Stage(nn.Module):
         size: tuple[int, int],
         sampling: Sampling,
         draws: Draws,
+        label: Tensor | None = None,
     ) -> Condition:
-        """What the denoiser is told: the text if it takes text; the image enlarged to ``size`` and augmented once."""
+        """What the denoiser is told: text or class if it takes them; the image enlarged to ``size``, augmented once."""
         network = self.denoiser.network
         if network.text_width is None:
             text = None
-        label = None
-        if (
-            network.classes is not None
-        ):  # sampling by class is the caller's: a cascade of text draws the class-free half
-            label = torch.full((len(draws),), network.classes, device=self.device)
+        if network.classes is not None and label is None:
+            label = self._no_class(len(draws))
         if self.config.low_resolution is None:
             return Condition(text=text, label=label)
         if low_res is None:
@@ -184,6 +191,7 @@ class Stage(nn.Module):
         *,
         text: TextEmbedding | None = None,
         null: TextEmbedding | None = None,
+        label: Tensor | None = None,
         low_res: Tensor | None = None,
         sampling: Sampling | None = None,
         start: tuple[float, Tensor] | None = None,
@@ -191,18 +199,22 @@ class Stage(nn.Module):
     ) -> Iterator[Step]:
         """Draw one image per row of ``draws``; the last step's z is the result, B 3 H W in [-1, 1].
 
-        text and null (the other half of guidance) have B rows; low_res is B 3 h w in [-1, 1]. ``start`` = (time, image)
-        begins at that time from the noised image instead of from pure noise (image variation).
+        text and null (the other half of guidance) have B rows; label, for a class-conditional stage, is (B,) long, None
+        for no class; low_res is B 3 h w in [-1, 1]. ``start`` = (time, image) begins at that time from the noised image
+        instead of from pure noise (image variation).
         """
         sampling = sampling or self.config.sampling
         self.check_size(*size)
         grid = uniform_grid(self.denoiser.schedule, sampling.steps, 1.0 if start is None else start[0])
-        condition = self.condition(text, low_res, size, sampling, draws)
-        if condition.text is None or sampling.guidance_scale == 1:
+        condition = self.condition(text, low_res, size, sampling, draws, label)
+        if (condition.text is None and label is None) or sampling.guidance_scale == 1:
             scale, prepared = 1.0, self.denoiser.prepare(condition, grid, batch=len(draws))
         else:
             scale = sampling.guidance_scale
-            prepared = self.denoiser.pair(condition, replace(condition, text=null), grid)
+            other = replace(condition, text=null if condition.text is not None else None)
+            if label is not None:
+                other = replace(other, label=self._no_class(len(draws)))
+            prepared = self.denoiser.pair(condition, other, grid)
         denoise = guide(self.denoiser, prepared, scale, sampling.guidance_interval)
         denoise = threshold(denoise, sampling.thresholding.function())
 
@@ -215,4 +227,7 @@ class Stage(nn.Module):
         def noise(step: int) -> Tensor:
             return draws.normal("steps", shape).to(self.device)
 
-        yield from SAMPLERS[sampling.sampler](denoise, z, grid, noise, after_step)
+        sampler = SAMPLERS[sampling.sampler]
+        if sampler is ddpm:
+            sampler = partial(ddpm, interpolation=sampling.ddpm_variance)
+        yield from sampler(denoise, z, grid, noise, after_step)

@@ -32,7 +32,7 @@ def dynamic(percentile: float = 0.995, max_value: float | None = None) -> Callab
     """s = max(1, percentile of |x0|) per image, at most ``max_value`` (IF), then clip(x0, -s, s) / s (Imagen, 2.3)."""
     if not 0 < percentile <= 1:
         raise ValueError(f"percentile is a fraction in (0, 1], got {percentile}")
-    if max_value is not None and max_value < 1:
+    if max_value is not None and not max_value >= 1:  # written so that NaN fails
         raise ValueError(f"max_value must be at least 1, got {max_value}")
     if max_value == 1:
         return static

@@ -15,7 +15,10 @@ from cascade.thresholding import Thresholding
 from conditioning.lowres import downsample
 from conditioning.text import TextEmbedding
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = (
+    2**32 - 1
+)  # a larger one would take two words of a SeedSequence, and could share its streams with a small one
+MAX_GUIDANCE = 1000  # far beyond use; it keeps the arithmetic finite
 
 
 def check_prompts(prompt: Any, name: str = "prompt") -> list[str]:
@@ -99,7 +102,7 @@ def samplings(
             raise TypeError(f"sampler is {method!r}; expected its name")
         sampling = own.override(
             steps=None if n is None else whole_number(n, "num_inference_steps", 1),
-            guidance_scale=None if scale is None else number(scale, "guidance_scale", 0),
+            guidance_scale=None if scale is None else number(scale, "guidance_scale", 0, MAX_GUIDANCE),
             thresholding=limit,
             aug_level=None if level is None else number(level, "aug_level", 0, 1),
             sampler=method,
@@ -121,7 +124,7 @@ def seeds(seed: Any, generator: Any, images: int) -> list[int]:
         raise TypeError(f"generator is a {type(generator).__name__}; expected a torch.Generator")
     if seed is None:
         source = generator or torch.Generator().manual_seed(torch.seed())
-        seed = int(torch.randint(0, 2**32, (), generator=source, device=source.device))
+        seed = int(torch.randint(0, MAX_SEED - images, (), generator=source, device=source.device))
     first = whole_number(seed, "seed", 0, MAX_SEED - images)
     return list(range(first, first + images))
 

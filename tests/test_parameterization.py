@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from cascade.schedules import alpha_sigma
 
 PREDICTIONS: list[Prediction] = ["eps", "x", "v"]
 GAMMA, BIAS = 5.0, -3.0
-WEIGHTS: list[WeightName] = ["eps_mse", "v_mse", "truncated_snr", "min_snr", "sigmoid"]
+WEIGHTS: tuple[WeightName, ...] = get_args(WeightName)
 
 
 def close(found: Tensor, wanted: Tensor, error: float) -> None:
@@ -72,6 +73,7 @@ def closed_form(name: WeightName, snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     b = math.exp(BIAS)  # e^b sigmoid(logsnr - b) = e^b snr / (snr + e^b)
     return {
         "eps_mse": (snr, one, snr / (1 + snr)),
+        "x_mse": (one, 1 / snr, 1 / (1 + snr)),
         "v_mse": (1 + snr, 1 + 1 / snr, one),
         "truncated_snr": (
             torch.maximum(snr, one),
@@ -128,6 +130,8 @@ def test_weights_are_finite_and_positive_at_both_ends(name: WeightName, predicti
     [
         ("eps_mse", "eps", 1, 1),
         ("eps_mse", "v", 0, 1),
+        ("x_mse", "x", 1, 1),
+        ("x_mse", "v", 1, 0),
         ("v_mse", "v", 1, 1),
         ("v_mse", "x", 1, math.inf),
         ("truncated_snr", "v", 1, 1),
@@ -149,7 +153,7 @@ def test_the_default_is_plain_mse_on_v() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown loss weight 'snr': eps_mse, v_mse"):
+    with pytest.raises(ValueError, match="unknown loss weight 'snr': choose one of eps_mse, x_mse, v_mse"):
         LossWeight("snr")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='prediction must be "eps", "x" or "v", got \'x0\''):
         Denoiser(torch.nn.Identity(), None, "x0")  # type: ignore[arg-type]

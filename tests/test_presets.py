@@ -20,18 +20,18 @@ from cascade.stage import Stage, StageConfig
 from conditioning.text import TextEmbedding
 
 PARAMETERS = {
-    "cdm_32": 278_004_867,
+    "cdm_32": 280_366_467,
     "cdm_32_to_64": 296_605_443,
-    "cdm_64_to_256": 630_153_731,
+    "cdm_64_to_256": 634_351_107,
     "imagen_base_2b": 2_236_084_227,
     "imagen_sr256_600m": 498_860_803,
     "imagen_sr1024_400m": 490_472_195,
-    "sr3_16_to_128": 570_549_251,
-    "sr3_64_to_256": 629_312_515,
-    "sr3_64_to_512": 613_968_899,
-    "sr3_256_to_1024": 148_644_403,
+    "sr3_16_to_128": 574_746_627,
+    "sr3_64_to_256": 633_509_891,
+    "sr3_64_to_512": 618_166_275,
+    "sr3_256_to_1024": 149_694_515,
     "toybox_base": 7_769_040,
-    "toybox_sr256": 4_122_732,
+    "toybox_sr256": 3_613_964,
 }
 CASCADES = [
     ("toybox_base", "toybox_sr256"),

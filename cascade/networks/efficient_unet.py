@@ -82,9 +82,7 @@ class Level(Modulated):
     def __init__(self, config: EfficientUNetConfig, channels: int, out: int, blocks: int, *, attention: bool) -> None:
         super().__init__()
         self.modulation = nn.Linear(config.embedding_width, channels)
-        self.blocks = nn.ModuleList(
-            ConvBlock(channels if i == 0 else out, out, config.groups) for i in range(blocks)
-        )
+        self.blocks = nn.ModuleList(ConvBlock(channels if i == 0 else out, out, config.groups) for i in range(blocks))
         self.attention = None
         if attention and config.attention is not None:
             self.attention = Attention(

@@ -112,7 +112,7 @@ class UNet(DiffusionNetwork):
                 down.append(Layer(config, channels, channels, resample="down", attention=False))
                 skips.append(channels)
         middle = [
-            Layer(config, channels, channels, attention=last in config.attention_levels),
+            Layer(config, channels, channels, attention=bool(config.attention_levels)),
             Layer(config, channels, channels, attention=False),
         ]
         for level in reversed(range(len(widths))):

@@ -3,8 +3,8 @@
 Widths, multipliers and blocks are table A.1's; residual sums are rescaled by 1/sqrt(2), T is 2000 and the level is
 drawn between the steps too (section 2.4), so the schedule is continuous. Filled in here, after DDPM: attention at 16 px
 with one head, and an embedding 4 times as wide as the network; after Palette (Saharia et al. 2022), of the same authors
-and T: the range of the linear betas. SR3 searches a schedule of up to 100 steps by FID and adds the larger variance;
-this takes 100 even steps with the interpolated one. The low-resolution image is not augmented.
+and T: the range of the linear betas. SR3 searches a schedule of up to 100 steps by FID; this takes 100 even steps. The
+low-resolution image is not augmented.
 """
 
 from cascade.networks.unet import UNetConfig
@@ -14,7 +14,7 @@ from cascade.thresholding import Thresholding
 
 ATTENTION_AT = 16  # px
 SCHEDULE = LinearBeta(1e-6, 0.01, 2000)
-SAMPLING = Sampling(steps=100, sampler="ddpm", thresholding=Thresholding("static"))
+SAMPLING = Sampling(steps=100, sampler="ddpm", thresholding=Thresholding("static"), ddpm_variance=1.0)
 
 
 def sr3_unet(
