@@ -23,7 +23,11 @@ def environment() -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy", "tyro"))
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (
-        f"{date.today().isoformat()}\n{model}, {cores} cores, {device}\nPython {platform.python_version()}, {versions}\n"
-        f"commit {git.stdout.strip() or '?'}"
+    return "\n".join(
+        [
+            date.today().isoformat(),
+            f"{model}, {cores} cores, {device}",
+            f"Python {platform.python_version()}, {versions}",
+            f"commit {git.stdout.strip() or '?'}",
+        ]
     )

@@ -2,8 +2,9 @@
 
     python benchmarks/quality.py [--model DIR] [--out docs/images]
 
-Colour: for 64 single-object prompts (8 nouns x 8 colours) x 2 seeds, the share of images whose dominant colour is the one
-asked for; beside it the same measure on true renders of such scenes and on the generated images against shuffled prompts.
+Colour: for 64 single-object prompts (8 nouns x 8 colours) x 2 seeds, the share of images whose dominant colour is the
+one asked for; beside it the same measure on true renders of such scenes, and on the same images against shuffled
+prompts.
 
 Super-resolution, on held-out renders: consistency (the mean squared error between the downsampled output and the input,
 images in [0, 1]; SR3, table 2), error against the true render, and sharpness (mean gradient magnitude as a share of the
@@ -54,7 +55,10 @@ def oklab(srgb: Tensor) -> Tensor:
 
 
 def dominant_colour(image: Tensor) -> str | None:
-    """The named colour whose hue most of the coloured pixels of an image 3 H W in [0, 1] have; None if too few have any."""
+    """The named colour nearest in hue to most of an image's coloured pixels; None if too few have any colour.
+
+    image: 3 H W in [0, 1].
+    """
     _, a, b = oklab(image.permute(1, 2, 0)).unbind(-1)
     chroma, hue = torch.hypot(a, b), torch.atan2(b, a)
     _, named_a, named_b = oklab(torch.tensor(list(COLOURS.values()))).unbind(-1)

@@ -6,7 +6,6 @@ Every figure is the wall time of a fresh process, the median of several. `cascad
 the written PNG; beside it stands how much of one run goes into imports, by package (self times of `-X importtime`).
 """
 
-import os
 import re
 import statistics
 import subprocess

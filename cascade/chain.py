@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class Cascade(nn.Module):
         super().__init__()
         if not stages:
             raise ValueError("a cascade needs at least one stage")
-        for before, after in zip(stages, stages[1:], strict=False):
+        for before, after in pairwise(stages):
             if after.config.low_resolution != before.config.resolution:
                 raise ValueError(
                     f"stage {after.config.name!r} enlarges images of {after.config.low_resolution}, but stage "
@@ -37,7 +38,7 @@ class Cascade(nn.Module):
         return len(self.stages)
 
     def sizes(self, size: Size | None = None, *, first: int = 0, last: int | None = None) -> list[Size]:
-        """The sizes at which stages first .. last draw, so that the last one draws ``size`` (its training size if None).
+        """The sizes at which stages first .. last draw if the last one is to draw ``size`` (its training size if None).
 
         Raises ValueError, naming a size that works, if one of them cannot draw its share.
         """
@@ -72,11 +73,11 @@ class Cascade(nn.Module):
         start: tuple[float, Tensor] | None = None,
         after_step: Callable[[int, Draws, Size], AfterStep | None] | None = None,
     ) -> Iterator[tuple[int, Step]]:
-        """Draw one image per seed with stages first, first + 1, ... at ``sizes``; yields (stage number, step) after every step.
+        """Draw one image per seed with stages first, first + 1, ... at ``sizes``; yields (stage number, step) each time.
 
         text, null: one row per seed. samplings: one per size, None for the stages' own. image: what stage ``first``
-        enlarges, B 3 h w in [-1, 1]. start: see `Stage.sample`, for stage ``first``. after_step: makes the hook of a stage
-        from its number, its random draws and its size.
+        enlarges, B 3 h w in [-1, 1]. start: see `Stage.sample`, for stage ``first``. after_step: makes the hook of a
+        stage from its number, its random draws and its size.
         """
         for i, size in enumerate(sizes):
             number = first + i

@@ -113,7 +113,7 @@ def heun(
     sigma, which fail where a step spans orders of magnitude of sigma, as the first of a cosine grid does.
     """
     validate_grid(grid)
-    for i, (t, s) in enumerate(zip(grid, grid[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(grid)):
         x0 = denoise(z, t).x0
         direction = x0
         if s != math.inf:

@@ -27,9 +27,10 @@ from conditioning.text import TextEmbedding
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a stage draws unless told otherwise. guidance_scale 1 is off; aug_level in [0, 1] is for super-resolution only.
+    """How a stage draws unless told otherwise.
 
-    ddpm_variance: where the ancestral sampler's log variance lies, 0 the posterior's, 1 beta's (SR3), if none is learned.
+    guidance_scale: 1 is off. aug_level: in [0, 1], for super-resolution only. ddpm_variance: where the ancestral
+    sampler's log variance lies, if none is learned: 0 the posterior's, 1 beta's (SR3).
     """
 
     steps: int = 32

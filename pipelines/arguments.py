@@ -22,7 +22,7 @@ MAX_GUIDANCE = 1000  # far beyond use; it keeps the arithmetic finite
 
 
 def check_prompts(prompt: Any, name: str = "prompt") -> list[str]:
-    """A prompt or a list of them, as a list. Raises TypeError or ValueError naming the one that is no text or is empty."""
+    """A prompt or a list of them, as a list. Raises TypeError or ValueError naming one that is no text, or empty."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
         raise TypeError(f"{name} is a {type(prompt).__name__}, {prompt!r}; expected a string or a list of strings")
@@ -184,8 +184,8 @@ def canvas(
 ) -> Canvas:
     """Settle sizes and starting images. Raises ValueError where they do not fit each other or the stages.
 
-    Without strength and mask an image is what stage ``first`` enlarges. With either it is of the result's size: strength
-    in (0, 1] is the time the first stage starts from, and the mask says where to draw.
+    Without strength and mask an image is what stage ``first`` enlarges. With either it is of the result's size:
+    strength in (0, 1] is the time the first stage starts from, and the mask says where to draw.
     """
     stage = cascade.stages[first]
     enlarges = stage.config.low_resolution is not None

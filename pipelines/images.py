@@ -43,7 +43,7 @@ def to_tensor(image: Any, name: str = "image") -> Tensor:
             raise ValueError(f"{name} is a tensor of {image.dtype}; expected floats in [0, 1]")
         low, high = image.min().item(), image.max().item()
         if not (low >= 0 and high <= 1):  # written so that NaN fails
-            hint = "; for [-1, 1] give (image + 1) / 2" if -1 <= low and high <= 1 else ""
+            hint = "; for [-1, 1] give (image + 1) / 2" if low >= -1 and high <= 1 else ""
             raise ValueError(f"{name} has values from {low:g} to {high:g}; expected [0, 1]{hint}")
         return image.detach().cpu().float().reshape(-1, *image.shape[-3:]) * 2 - 1
     raise TypeError(f"{name} is a {type(image).__name__}; expected a PIL image, a numpy array or a torch tensor")
@@ -58,7 +58,7 @@ def _from_pil(image: Image.Image) -> Tensor:
 
 
 def mask_to_tensor(mask: Any) -> Tensor:
-    """A mask, white (1) where something is to be drawn -> B 1 H W of 0 and 1. Takes what `to_tensor` takes, grey or RGB."""
+    """A mask, white (1) where to draw -> B 1 H W of 0 and 1. Takes what `to_tensor` takes, grey or RGB."""
     if isinstance(mask, Image.Image):
         mask = mask.convert("L").convert("RGB")
     elif isinstance(mask, np.ndarray) and mask.ndim == 2:
@@ -69,7 +69,7 @@ def mask_to_tensor(mask: Any) -> Tensor:
 
 
 def from_tensor(images: Tensor, output_type: OutputType) -> Any:
-    """B 3 H W in [-1, 1] -> a list of PIL images, an array B H W 3 of uint8, or a tensor B 3 H W in [0, 1] on its device."""
+    """B 3 H W in [-1, 1] -> a list of PIL images, an array B H W 3 of uint8, or a tensor B 3 H W in [0, 1]."""
     images = (images.float().clamp(-1, 1) + 1) / 2
     if output_type == "pt":
         return images

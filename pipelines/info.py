@@ -50,8 +50,9 @@ def describe_cascade(model: str | None) -> str:
     folder = resolve(model)
     manifest = read_manifest(folder)
     lines = [f"{'toybox, the embedded default' if model is None else model}", ""]
-    header = f"{'stage':<12}{'draws':>11}{'parameters':>12}{'GFLOPs/step':>13}{'steps':>7}{'guidance':>10}{'GFLOPs/image':>14}"
-    lines.append(header)
+    lines.append(
+        f"{'stage':<12}{'draws':>11}{'parameters':>12}{'GFLOPs/step':>13}{'steps':>7}{'guidance':>10}{'GFLOPs/image':>14}"
+    )
     total = 0.0
     for name in manifest["stages"]:
         config = load_config(folder, name)

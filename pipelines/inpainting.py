@@ -1,4 +1,4 @@
-"""Inpainting: at every step, what is known is put back at the level just reached (RePaint; Imagen Editor without its training)."""
+"""Inpainting: after every step, what is known is put back at the level just reached (as RePaint does)."""
 
 from collections.abc import Callable
 

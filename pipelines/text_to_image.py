@@ -42,8 +42,8 @@ Callback = Callable[["Pipeline", int, float, dict[str, Any]], Any]
 class PipelineOutput:
     """images: as output_type says, in the order of the prompts, a prompt's images together. seeds: one per image.
 
-    intermediates: with return_intermediates, what every stage that ran has drawn, in the same form. metadata: per image,
-    everything it takes to draw it again.
+    intermediates: with return_intermediates, what every stage that ran has drawn, in the same form. metadata: per
+    image, everything it takes to draw it again.
     """
 
     images: Any
@@ -238,10 +238,10 @@ class Pipeline:
         return_intermediates: bool = False,
         callback_on_step_end: Callback | None = None,
     ) -> PipelineOutput:
-        """Draw images. A scalar holds for every stage, a list is per stage of the cascade, None is the stage's own default.
+        """Draw images. A scalar holds for every stage, a list is per stage of the cascade, None is the stage's own.
 
-        prompt: one or several; or prompt_embeds (and negative_prompt_embeds) from `encode_prompt`. A cascade without text
-            takes neither.
+        prompt: one or several; or prompt_embeds (and negative_prompt_embeds) from `encode_prompt`. A cascade without
+            text takes neither.
         height, width: of the result, in pixels; every stage draws its share.
         num_inference_steps, guidance_scale (1 is off), thresholding ("dynamic", "static", "none"), aug_level (in
             [0, 1], how far a stage may depart from its low-resolution image), sampler ("ddim", "ddpm", "dpmpp_2m",

@@ -241,7 +241,7 @@ class TestSaving:
             Pipeline.from_pretrained(tmp_path / "mine")
 
     def test_a_hub_id_without_network(self, tmp_path):
-        with pytest.raises(WeightsError, match="could not be reached|not in the cache"):
+        with pytest.raises(WeightsError, match="not in the cache"):
             Pipeline.from_pretrained("nobody/nothing", cache_dir=tmp_path)
 
 
@@ -334,9 +334,11 @@ def test_any_value_is_drawn_with_or_refused_with_its_name(pipe_for_hypothesis, v
     try:
         images = tensor(pipe_for_hypothesis, "a red car", **arguments)
     except (ValueError, TypeError) as error:
-        assert name in str(error) or str(value) in str(error)
+        message = str(error)
     else:
+        message = name
         assert images.isfinite().all()
+    assert name in message or str(value) in message
 
 
 @pytest.fixture(scope="module")

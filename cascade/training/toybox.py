@@ -2,9 +2,9 @@
 
     python -m cascade.training.toybox --minutes 60
 
-continues from the shipped weights, whatever the hardware, and puts the better trained ones in their place. A part that is
-not shipped starts from nothing. A run that was cut off is taken up by the same command: everything lies under ``runs``, in
-folders named after the sample where they started. Settings: cascade/training/configs/toybox-*.toml.
+continues from the shipped weights, whatever the hardware, and puts the better trained ones in their place. A part that
+is not shipped starts from nothing. A run that was cut off is taken up by the same command: everything lies under
+``runs``, in folders named after the sample where they started. Settings: cascade/training/configs/toybox-*.toml.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tomllib
+from collections import deque
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -202,7 +203,7 @@ def validation_error(task: DiffusionTask) -> float:
 
 
 def draw_grid(stage: Stage, encoder: TextEncoder, unseen: RenderedToybox, path: Path) -> None:
-    """A base: the grid of GRID_PROMPTS. Super-resolution: rows of input (bicubic), output and truth, of held-out scenes."""
+    """A base: GRID_PROMPTS. Super-resolution: held-out scenes in rows of input (bicubic), output and truth."""
     from PIL import Image
 
     stage.eval()
@@ -216,17 +217,11 @@ def draw_grid(stage: Stage, encoder: TextEncoder, unseen: RenderedToybox, path: 
         size = (truth.shape[-2], truth.shape[-1])
         low_res = downsample(truth, (round(size[0] / stage.scale[0]), round(size[1] / stage.scale[1])))
     sampling = stage.config.sampling.override(steps=16)
-    step = None
-    for step in stage.sample(
-        Draws(range(count), 0),
-        size,
-        text=encoder(prompts),
-        null=encoder.null(count),
-        low_res=low_res,
-        sampling=sampling,
-    ):
-        pass
-    images = step.z if low_res is None else torch.cat([upsample(low_res, size), step.z, truth])
+    draws = Draws(range(count), 0)
+    text, null = encoder(prompts), encoder.null(count)
+    steps = stage.sample(draws, size, text=text, null=null, low_res=low_res, sampling=sampling)
+    drawn = deque(steps, maxlen=1)[0].z
+    images = drawn if low_res is None else torch.cat([upsample(low_res, size), drawn, truth])
     rows = images.unflatten(0, (-1, 4))  # R 4 C H W
     page = rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (R H) (4 W) C
     Image.fromarray(((page.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()).save(path)
