@@ -73,7 +73,7 @@ class Cascade(nn.Module):
         start: tuple[float, Tensor] | None = None,
         after_step: Callable[[int, Draws, Size], AfterStep | None] | None = None,
     ) -> Iterator[tuple[int, Step]]:
-        """Draw one image per seed with stages first, first + 1, ... at ``sizes``; yields (stage number, step) each time.
+        """Draw one image per seed with stages first, first + 1, ... at ``sizes``; yields (stage, step) each time.
 
         text, null: one row per seed. samplings: one per size, None for the stages' own. image: what stage ``first``
         enlarges, B 3 h w in [-1, 1]. start: see `Stage.sample`, for stage ``first``. after_step: makes the hook of a

@@ -154,7 +154,9 @@ class Stage(nn.Module):
             )
 
     def _no_class(self, batch: int) -> Tensor:
-        return torch.full((batch,), self.denoiser.network.classes, device=self.device)
+        classes = self.denoiser.network.classes
+        assert classes is not None
+        return torch.full((batch,), classes, device=self.device)
 
     def condition(
         self,

@@ -165,8 +165,8 @@ class Pipeline:
     @property
     def components(self) -> dict[str, nn.Module]:
         """The modules by name: the text encoder's and every stage."""
-        encoder = {} if self.text_encoder is None else {"text_encoder": self.text_encoder.model}
-        return encoder | {stage.config.name: stage for stage in self.cascade.stages}
+        stages: dict[str, nn.Module] = {stage.config.name: stage for stage in self.cascade.stages}
+        return stages if self.text_encoder is None else {"text_encoder": self.text_encoder.model, **stages}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Move everything, in place. The dtype is what the networks compute in; images stay float32."""
@@ -329,9 +329,13 @@ class Pipeline:
             if prompts is not None or embeds is not None:
                 raise ValueError("this cascade takes no text; leave out prompt and prompt_embeds")
             return 1 if image is None else len(image)
-        if (prompts is None) == (embeds is None):
-            raise ValueError("give either prompt or prompt_embeds" + ("" if prompts is None else ", not both"))
-        return len(prompts) if prompts is not None else len(text_rows(embeds, "prompt_embeds", self.text_width, None))
+        if prompts is not None and embeds is not None:
+            raise ValueError("give either prompt or prompt_embeds, not both")
+        if prompts is not None:
+            return len(prompts)
+        if embeds is None:
+            raise ValueError("give prompt or prompt_embeds: what to draw")
+        return len(text_rows(embeds, "prompt_embeds", self.text_width, None))
 
     def _text(
         self,
@@ -363,7 +367,7 @@ class Pipeline:
     ) -> list[Tensor]:
         """One batch through all stages; what each has drawn, on the CPU."""
         last = first + len(plan.sizes)
-        after_step = None if plan.known is None else keep_known(plan.known, plan.mask)
+        after_step = None if plan.known is None or plan.mask is None else keep_known(plan.known, plan.mask)
         drawn: list[Tensor] = []
         bar = None
         for number_, step in self.cascade.sample(

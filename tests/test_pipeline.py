@@ -253,7 +253,7 @@ BAD = [
     ({"prompt": []}, "empty list"),
     ({"prompt": 3}, "expected a string"),
     ({"prompt": ["a", None]}, r"prompt\[1\]"),
-    ({"prompt": None}, "prompt or prompt_embeds"),
+    ({"prompt": None}, "give prompt or prompt_embeds"),
     ({"negative_prompt": ["a", "b"]}, "2 entries for 1 prompts"),
     ({"negative_prompt": ""}, "empty"),
     ({"num_inference_steps": 0}, "at least 1"),

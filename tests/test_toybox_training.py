@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,32 +15,32 @@ from cascade.training.diffusion import DiffusionConfig
 
 @pytest.fixture
 def small(monkeypatch):
-    original = toybox.read_config
+    text, original = toybox.text_run(), toybox.stage_run
 
-    def read_config(part):
+    def stage_run(part):
         run = original(part)
-        if part == "text":
-            return replace(run, captions=64)
         data = replace(run.data, scenes=12, size=64 if part == "base-64" else 128, crop=run.data.crop and 64)
         return replace(run, data=data, diffusion=DiffusionConfig(batch_size=2))
 
-    monkeypatch.setattr(toybox, "read_config", read_config)
+    monkeypatch.setattr(toybox, "text_run", lambda: replace(text, captions=64))
+    monkeypatch.setattr(toybox, "stage_run", stage_run)
     monkeypatch.setattr(toybox, "HELD_OUT", 4)
     monkeypatch.setattr(toybox, "GRID_PROMPTS", toybox.GRID_PROMPTS[:4])
 
 
 @pytest.mark.parametrize("part", toybox.PARTS)
 def test_the_settings_are_read_strictly(part, monkeypatch, tmp_path):
-    assert 0 < toybox.read_config(part).share < 1
+    read = toybox.text_run if part == "text" else partial(toybox.stage_run, part)
+    assert 0 < read().share < 1
     text = (toybox.CONFIGS / f"toybox-{part}.toml").read_text()
     (tmp_path / f"toybox-{part}.toml").write_text(text.replace("learning_rate", "learning_rte"))
     monkeypatch.setattr(toybox, "CONFIGS", tmp_path)
     with pytest.raises(ValueError, match=f"toybox-{part}.toml: loop.*'learning_rte'"):
-        toybox.read_config(part)
+        read()
 
 
 def test_the_shares_make_up_the_minutes():
-    assert sum(toybox.read_config(part).share for part in toybox.PARTS) == pytest.approx(1)
+    assert toybox.text_run().share + sum(toybox.stage_run(part).share for part in toybox.PARTS[1:]) == pytest.approx(1)
 
 
 @pytest.mark.slow

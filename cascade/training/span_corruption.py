@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from conditioning.text import TextEncoder
 from conditioning.tokenizer import EOS, PAD, UNK, Tokenizer
@@ -283,7 +283,7 @@ class SpanCorruption:
         loss = F.cross_entropy(self.model.lm_head(hidden).float(), batch.targets[batch.targets != IGNORED])
         return loss, {"target_tokens": count}
 
-    def export(self, folder: str | Path, model: T5ForConditionalGeneration | None = None) -> None:
+    def export(self, folder: str | Path, model: nn.Module | None = None) -> None:
         """Write the encoder (bf16 safetensors) and the tokenizer; TextEncoder.from_pretrained loads them.
 
         model: None is the trained one; a copy with averaged weights (EMA) is given here.
@@ -292,7 +292,7 @@ class SpanCorruption:
         from transformers.models.t5.modeling_t5 import T5EncoderModel
 
         trained = self.model if model is None else model
-        encoder = T5EncoderModel(T5Config.from_dict(trained.config.to_dict()))
+        encoder = T5EncoderModel(T5Config.from_dict(self.model.config.to_dict()))
         weights = {k: v for k, v in trained.state_dict().items() if k.startswith(("shared.", "encoder."))}
         encoder.load_state_dict(weights)
         TextEncoder(encoder, self.tokenizer).to(dtype=torch.bfloat16).save_pretrained(folder)

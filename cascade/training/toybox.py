@@ -19,11 +19,12 @@ from collections import deque
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from cascade import presets
 from cascade.build import build_stage, load_network, load_stage, stage_files, stage_folder
@@ -32,6 +33,7 @@ from cascade.config import decode
 from cascade.data.text import plain_text
 from cascade.data.toybox import vocabulary
 from cascade.data.toybox.rendered import RenderedToybox, render_collection
+from cascade.denoiser import Denoiser
 from cascade.randomness import Draws
 from cascade.stage import Stage, StageConfig
 from cascade.training.diffusion import DiffusionConfig, DiffusionTask
@@ -44,6 +46,7 @@ from weights.hub import EMBEDDED
 from weights.store import read_manifest, save_cascade
 
 CONFIGS = Path(__file__).parent / "configs"
+Run = TypeVar("Run")
 PARTS = ("text", "base-64", "sr-256")
 MAX_LENGTH = 40  # tokens of a prompt
 HELD_OUT_SEED = 999_983  # scenes of this collection are never trained on
@@ -97,10 +100,19 @@ class StageRun:
     loop: LoopConfig
 
 
-def read_config(part: str) -> TextRun | StageRun:
-    """The settings of a part, from its file. Raises ConfigError naming an unknown or missing key."""
+def text_run() -> TextRun:
+    """The settings of the text encoder, from their file. Raises ConfigError naming an unknown or missing key."""
+    return _read(TextRun, "text")
+
+
+def stage_run(part: str) -> StageRun:
+    """The settings of a stage, likewise."""
+    return _read(StageRun, part)
+
+
+def _read(cls: type[Run], part: str) -> Run:
     path = CONFIGS / f"toybox-{part}.toml"
-    return decode(TextRun if part == "text" else StageRun, tomllib.loads(path.read_text()), path.name)
+    return decode(cls, tomllib.loads(path.read_text()), path.name)
 
 
 @dataclass
@@ -131,16 +143,17 @@ def run_folder(runs: Path, part: str, shipped: Shipped) -> Path:
     return runs / f"{part}-from-{shipped.samples(part)}"
 
 
-def train_text(run: TextRun, minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
+def train_text(minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
     folder = run_folder(runs, "text", shipped)
     folder.mkdir(parents=True, exist_ok=True)
-    source = scenes(read_config("base-64"), "base-64", runs, shipped)
+    run = text_run()
+    source = scenes(stage_run("base-64"), "base-64", runs, shipped)
     captions = source.captions(np.arange(min(run.captions, len(source))), np.random.default_rng(0))
     tokenizer = folder / "tokenizer"
     if not tokenizer.exists():
         train_tokenizer([*captions, *plain_text()], tokenizer)
     task = SpanCorruption(captions, plain_text(), Tokenizer.from_folder(tokenizer))
-    task.model.to(device)
+    nn.Module.to(task.model, device)
     loop = Loop(task, run.loop, folder)
     loop.resume()
     loop.run(Budget(minutes=minutes * run.share))
@@ -168,7 +181,8 @@ def text_encoder(runs: Path, shipped: Shipped) -> TextEncoder:
     return TextEncoder.from_pretrained(folder, dtype=torch.float32, max_length=MAX_LENGTH)
 
 
-def train_stage(part: str, run: StageRun, minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
+def train_stage(part: str, minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
+    run = stage_run(part)
     config: StageConfig = getattr(presets, run.preset)()
     folder = run_folder(runs, part, shipped)
     torch.manual_seed(0)
@@ -177,6 +191,7 @@ def train_stage(part: str, run: StageRun, minutes: float, device: str, runs: Pat
     source, unseen = scenes(run, part, runs, shipped), held_out(run, runs)
     task = DiffusionTask(stage, source, encoder, run.diffusion)
     loop = Loop(task, run.loop, folder, first_step=shipped.samples(part) // run.diffusion.batch_size)
+    assert isinstance(loop.ema.model, Denoiser)
     averaged = Stage(config, loop.ema.model)
 
     def report(progress: Progress) -> None:
@@ -262,10 +277,11 @@ def export(runs: Path, shipped: Shipped) -> None:
         provenance[part] = [*done, json.loads((folder / "provenance.json").read_text())] if finished else done
         if part == "text":
             continue
-        run = read_config(part)
-        config: StageConfig = getattr(presets, run.preset)()
-        stage = shipped.stage(config)
-        if finished:
+        config: StageConfig = getattr(presets, stage_run(part).preset)()
+        stage = None if finished else shipped.stage(config)
+        if stage is None and not finished:
+            raise SystemExit(f"the shipped {part} has another network than its preset, and no finished run: train it")
+        if stage is None:
             stage = build_stage(config)
             saved = load_file(folder / "checkpoint" / "ema.safetensors")
             tensors = {name.removeprefix("network."): tensor for name, tensor in saved.items()}
@@ -314,11 +330,10 @@ def train(
     for part in PARTS:
         if only not in (None, part) or (part == "text" and shipped.manifest):
             continue  # the stages were trained on the shipped encoder: it stays
-        run = read_config(part)
         if part == "text":
-            train_text(run, minutes, device, runs, shipped)
+            train_text(minutes, device, runs, shipped)
         else:
-            train_stage(part, run, minutes, device, runs, shipped)
+            train_stage(part, minutes, device, runs, shipped)
     if only in (None, "export"):
         export(runs, shipped)
 
