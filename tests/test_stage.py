@@ -186,6 +186,29 @@ def test_a_class_conditional_stage_draws_its_class_free_half() -> None:
     assert [label.tolist() for label in told] == [[5, 5]]
 
 
+def test_a_class_is_drawn_and_guided_away_from_none() -> None:
+    stage = built(base_config(network=replace(BASE, text_width=None, classes=5)))
+    told, passes = [], counted(stage)
+    stage.denoiser.network.class_embedding.register_forward_pre_hook(lambda module, args: told.append(args[0]))
+    label = torch.tensor([3, 0])
+    guided = draw(stage, [0, 1], label=label)
+    plain = draw(stage, [0, 1], label=label, sampling=replace(SAMPLING, guidance_scale=1.0))
+    assert [row.tolist() for row in told] == [[3, 0, 5, 5], [3, 0]]
+    assert passes == [4, 4, 4, 2, 2, 2]
+    none = draw(stage, [0, 1])
+    for one, other in ((guided, plain), (plain, none)):
+        assert (one - other).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def test_what_a_stage_needs_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="stage 'sr-16' enlarges an image: give low_res"):
+        draw(built(sr_config()), [0], (16, 16))
+    with pytest.raises(ValueError, match="this network needs text"):
+        draw(built(base_config()), [0], text=None)
+    with pytest.raises(ValueError, match="guidance needs the null embedding beside the text"):
+        draw(built(base_config()), [0], null=None)
+
+
 # Starting from an image
 
 
