@@ -153,6 +153,10 @@ class Stage(nn.Module):
                 f"got {sampling.aug_level}"
             )
 
+    def grid(self, sampling: Sampling, start: float = 1.0) -> list[float]:
+        """The step grid from time ``start`` in (0, 1]: of sampling.steps steps from 1, of its share of them from later."""
+        return uniform_grid(self.denoiser.schedule, max(1, round(sampling.steps * start)), start)
+
     def _no_class(self, batch: int) -> Tensor:
         classes = self.denoiser.network.classes
         assert classes is not None
@@ -208,7 +212,7 @@ class Stage(nn.Module):
         """
         sampling = sampling or self.config.sampling
         self.check_size(*size)
-        grid = uniform_grid(self.denoiser.schedule, sampling.steps, 1.0 if start is None else start[0])
+        grid = self.grid(sampling, 1.0 if start is None else start[0])
         condition = self.condition(text, low_res, size, sampling, draws, label)
         if (condition.text is None and label is None) or sampling.guidance_scale == 1:
             scale, prepared = 1.0, self.denoiser.prepare(condition, grid, batch=len(draws))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from cascade.build import load_stage, stage_files, stage_folder
@@ -161,12 +161,6 @@ class Pipeline:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.cascade.parameters()).dtype
-
-    @property
-    def components(self) -> dict[str, nn.Module]:
-        """The modules by name: the text encoder's and every stage."""
-        stages: dict[str, nn.Module] = {stage.config.name: stage for stage in self.cascade.stages}
-        return stages if self.text_encoder is None else {"text_encoder": self.text_encoder.model, **stages}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Move everything, in place. The dtype is what the networks compute in; images stay float32."""
@@ -368,6 +362,11 @@ class Pipeline:
         """One batch through all stages; what each has drawn, on the CPU."""
         last = first + len(plan.sizes)
         after_step = None if plan.known is None or plan.mask is None else keep_known(plan.known, plan.mask)
+        begins = {first: 1.0 if plan.start is None else plan.start[0]}
+        counts = {
+            number_: len(self.cascade.stages[number_].grid(settings[number_], begins.get(number_, 1.0))) - 1
+            for number_ in range(first, last)
+        }
         drawn: list[Tensor] = []
         bar = None
         for number_, step in self.cascade.sample(
@@ -381,7 +380,7 @@ class Pipeline:
             start=None if plan.start is None else (plan.start[0], plan.start[1].to(self.device)),
             after_step=after_step,
         ):
-            name, steps = self.cascade.stages[number_].config.name, settings[number_].steps
+            name, steps = self.cascade.stages[number_].config.name, counts[number_]
             bar = bar or tqdm(**({"total": steps, "desc": name, "leave": False} | self._progress))
             bar.update()
             if callback is not None:
