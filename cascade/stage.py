@@ -154,7 +154,7 @@ class Stage(nn.Module):
             )
 
     def grid(self, sampling: Sampling, start: float = 1.0) -> list[float]:
-        """The step grid from time ``start`` in (0, 1]: of sampling.steps steps from 1, of its share of them from later."""
+        """The step grid from time ``start`` in (0, 1], of that share of sampling.steps."""
         return uniform_grid(self.denoiser.schedule, max(1, round(sampling.steps * start)), start)
 
     def _no_class(self, batch: int) -> Tensor:

@@ -29,7 +29,7 @@ def toybox_base() -> StageConfig:
             patch=4,
         ),
         schedule=Cosine(-12.0, 12.0, shift=-2 * math.log(2)),
-        sampling=Sampling(steps=32, sampler="ddim", guidance_scale=3.0),
+        sampling=Sampling(steps=32, sampler="ddim", guidance_scale=5.0),
     )
 
 
@@ -55,5 +55,5 @@ def toybox_sr256() -> StageConfig:
         schedule=Cosine(-12.0, 12.0),
         prediction="x",
         augmentation=Augmentation(Cosine(-12.0, 12.0), max_level=0.5),
-        sampling=Sampling(steps=16, sampler="ddim", guidance_scale=1.0, aug_level=0.1),
+        sampling=Sampling(steps=16, sampler="ddim", guidance_scale=1.0, aug_level=0.2),
     )
