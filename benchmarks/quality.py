@@ -97,7 +97,7 @@ def colour_table(pipe: Pipeline, out: Path) -> None:
     print(f"| true renders ({len(true)}) | {accuracy(renders, true):.1%} |")
     print(f"| generated ({len(wanted)}: {len(prompts)} prompts x {SEEDS} seeds) | {accuracy(drawn, wanted):.1%} |")
     print(f"| the same, against shuffled prompts | {accuracy(drawn, shuffled):.1%} |", flush=True)
-    grid(from_tensor(drawn[::SEEDS] * 2 - 1, "pil"), len(COLOURS)).save(out / "single-objects.png")
+    grid(from_tensor(drawn[::SEEDS] * 2 - 1, "pil"), len(COLOURS)).save(out / "single-objects.jpg", quality=92)
 
 
 def super_resolution_table(pipe: Pipeline, out: Path, count: int = 32) -> None:
@@ -128,7 +128,7 @@ def super_resolution_table(pipe: Pipeline, out: Path, count: int = 32) -> None:
         error = ((images - truth) / 2).square().mean().item()
         print(f"| {name} | {consistency * 1e5:.2f} | {error * 1e3:.2f} | {sharpness(images) / sharpness(truth):.2f} |")
     shown = [rows[name][i] for i in range(4) for name in ("bicubic", "super-resolution, aug_level 0", "true render")]
-    grid(from_tensor(torch.stack(shown), "pil"), 3).save(out / "super-resolution.png")
+    grid(from_tensor(torch.stack(shown), "pil"), 3).save(out / "super-resolution.png", optimize=True)
 
 
 def main(model: str | None = None, out: Path = Path("docs/images"), dtype: str = "float32") -> None:
@@ -141,6 +141,7 @@ def main(model: str | None = None, out: Path = Path("docs/images"), dtype: str =
     """
     out.mkdir(parents=True, exist_ok=True)
     pipe = Pipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+    pipe.set_progress_bar_config(disable=True)
     print(environment())
     colour_table(pipe, out)
     super_resolution_table(pipe, out)

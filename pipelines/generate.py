@@ -40,7 +40,7 @@ def generate(
         output: The PNG to write; several images become NAME-0.png, NAME-1.png, ...
         model: A folder or a hub id; the embedded default if left out.
         images: How many images per prompt.
-        grid: Put all images into one PNG, a row per prompt.
+        grid: Put all images into one PNG; with several images per prompt, a row per prompt.
         seed: Image k has seed + k; drawn, and kept in the PNG, if left out.
         negative_prompt: What to lead away from.
         height: Of the result, in pixels.
@@ -96,7 +96,7 @@ def generate(
         from pipelines.images import grid as arranged
 
         save_png(
-            arranged(out.images, images if len(prompts) > 1 else None),
+            arranged(out.images, images if images > 1 and len(prompts) > 1 else None),
             output,
             {**out.metadata[0], "grid": out.metadata},
         )
