@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,13 +26,13 @@ def check_prompts(prompt: Any, name: str = "prompt") -> list[str]:
     """A prompt or a list of them, as a list. Raises TypeError or ValueError naming one that is no text, or empty."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
-        raise TypeError(f"{name} is a {type(prompt).__name__}, {prompt!r}; expected a string or a list of strings")
+        raise TypeError(f"{name} is {prompt!r}; expected a string or a list of strings")
     if not prompts:
         raise ValueError(f"{name} is an empty list; give at least one")
     for i, text in enumerate(prompts):
         where = name if isinstance(prompt, str) else f"{name}[{i}]"
         if not isinstance(text, str):
-            raise TypeError(f"{where} is a {type(text).__name__}, {text!r}; expected a string")
+            raise TypeError(f"{where} is {text!r}; expected a string")
         if not text.strip():
             raise ValueError(f"{where} is {text!r}, which is empty; describe an image")
     return list(prompts)
@@ -212,10 +213,12 @@ def canvas(
                 f"an image of {given[0]} x {given[1]} becomes {size[0]} x {size[1]}, not {height or size[0]} x "
                 f"{width or size[1]}; leave out height and width, or resize the image"
             )
-        return Canvas(cascade.sizes(size, first=first, last=last), low_res=image)
+        with _saying(f"an image of {given[0]} x {given[1]} becomes {size[0]} x {size[1]}"):
+            return Canvas(cascade.sizes(size, first=first, last=last), low_res=image)
     if (height or given[0], width or given[1]) != given:
         raise ValueError(f"the image is {given[0]} x {given[1]} and the result {height} x {width}; resize the image")
-    sizes = cascade.sizes(given, first=first, last=last)
+    with _saying(f"the image is {given[0]} x {given[1]}"):
+        sizes = cascade.sizes(given, first=first, last=last)
     if mask is not None and (mask.shape[-2], mask.shape[-1]) != given:
         raise ValueError(f"mask_image is {tuple(mask.shape[-2:])} and the image {given}; they must be of one size")
     low = None
@@ -224,6 +227,15 @@ def canvas(
         low = downsample(image, (round(sizes[0][0] / vertical), round(sizes[0][1] / horizontal)))
     start = None if strength is None else (strength, downsample(image, sizes[0]))
     return Canvas(sizes, low, start, None if mask is None else image, mask)
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """Put what the caller gave before an error about what follows from it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _size(cascade: Cascade, last: int, height: int | None, width: int | None) -> Size:

@@ -70,6 +70,8 @@ def generate(
     from pipelines.metadata import save_png
     from pipelines.text_to_image import Pipeline
 
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device is {device}, and torch {torch.__version__} finds no GPU; leave the option out")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipe = Pipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
     out = pipe(
@@ -95,11 +97,9 @@ def generate(
     if grid:
         from pipelines.images import grid as arranged
 
-        save_png(
-            arranged(out.images, images if images > 1 and len(prompts) > 1 else None),
-            output,
-            {**out.metadata[0], "grid": out.metadata},
-        )
+        page = arranged(out.images, images if images > 1 and len(prompts) > 1 else None)
+        whole = {**out.metadata[0], "prompts": list(prompts), "images_per_prompt": images, "grid": out.metadata}
+        save_png(page, output, whole)
         print(output)
         return
     for k, (drawn, metadata) in enumerate(zip(out.images, out.metadata, strict=True)):

@@ -26,13 +26,12 @@ def describe_png(path: Path) -> str:
     lines = []
     for one in images:
         lines += [f"{one['prompt']}", f"  seed {one['seed']}, {one['width']} x {one['height']}, model {one['model']}"]
-        for name, stage in one["stages"].items():
+        for name, stage in list(one["stages"].items())[one["start_stage"] : one["stop_after"] + 1]:
             lines.append(
                 f"  {name}: {stage['sampler']}, {stage['steps']} steps, guidance {stage['guidance_scale']:g}, "
                 f"{stage['thresholding']['kind']} thresholding, aug_level {stage['aug_level']:g}"
             )
-    lines += ["", "again:", *(f"  {command(one, path.name)}" for one in images)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "again:", f"  {command(metadata, path.name)}"])
 
 
 def describe_cascade(model: str | None) -> str:

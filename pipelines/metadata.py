@@ -93,9 +93,12 @@ def _line(metadata: Mapping[str, Any]) -> str:
 
 
 def command(metadata: Mapping[str, Any], output: str) -> str:
-    """The `cascade generate` that draws the image again."""
+    """The `cascade generate` that draws the image, or the whole grid, again."""
     stages = list(metadata["stages"].values())
-    words: list[Any] = ["cascade", "generate", metadata["prompt"] or "", "-o", output, "--seed", metadata["seed"]]
+    prompts = metadata.get("prompts", [metadata["prompt"] or ""])
+    words: list[Any] = ["cascade", "generate", *prompts, "-o", output, "--seed", metadata["seed"]]
+    if "grid" in metadata:
+        words += ["-n", metadata["images_per_prompt"], "--grid"]
     if metadata["model"] != EMBEDDED_NAME:
         words += ["--model", metadata["model"]]
     if metadata["negative_prompt"]:
