@@ -32,7 +32,7 @@ def model_card(name: str, stages: Sequence[Stage], manifest: Mapping[str, Any]) 
         )
     text = manifest["text_encoder"]
     if text is not None and text.get("vocabulary"):
-        lines += ["", f"Words it was trained on: {', '.join(text['vocabulary'])}.", ""]
+        lines += ["", f"Words it was trained on: {', '.join(text['vocabulary'])}."]
     if manifest["provenance"]:
         lines += ["", "What it was made by stands under `provenance` in cascade.json."]
     lines += ["", f"Licence: {manifest['licence'] or 'not stated'}.", ""]

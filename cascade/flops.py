@@ -10,9 +10,9 @@ from conditioning.text import TextEmbedding
 TEXT_TOKENS = 16  # of a short prompt; they weigh little
 
 
-def step_flops(stage: Stage, size: tuple[int, int] | None = None) -> int:
+def step_flops(stage: Stage) -> int:
     """Floating-point operations of one network pass over one image; the stage is on the meta device."""
-    height, width = size or stage.config.resolution
+    height, width = stage.config.resolution
     network = stage.denoiser.network
     with torch.device("meta"):
         image = torch.empty(1, 3, height, width)
@@ -30,9 +30,9 @@ def step_flops(stage: Stage, size: tuple[int, int] | None = None) -> int:
     return counter.get_total_flops()
 
 
-def image_flops(stage: Stage, size: tuple[int, int] | None = None) -> int:
+def image_flops(stage: Stage) -> int:
     """The same for all steps of one image at the stage's defaults: guidance doubles a pass, heun all but the last."""
     sampling = stage.config.sampling
     passes = 2 * sampling.steps - 1 if sampling.sampler == "heun" else sampling.steps
     guided = sampling.guidance_scale != 1 and stage.denoiser.network.text_width is not None
-    return passes * (2 if guided else 1) * step_flops(stage, size)
+    return passes * (2 if guided else 1) * step_flops(stage)

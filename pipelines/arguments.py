@@ -16,9 +16,8 @@ from cascade.thresholding import Thresholding
 from conditioning.lowres import downsample
 from conditioning.text import TextEmbedding
 
-MAX_SEED = (
-    2**32 - 1
-)  # a larger one would take two words of a SeedSequence, and could share its streams with a small one
+# A larger seed would take two words of a SeedSequence, and could share its streams with a small one.
+MAX_SEED = 2**32 - 1
 MAX_GUIDANCE = 1000  # far beyond use; it keeps the arithmetic finite
 
 

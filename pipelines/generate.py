@@ -6,8 +6,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 def generate(
     prompts: tyro.conf.Positional[tuple[str, ...]],

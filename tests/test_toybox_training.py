@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cascade import Pipeline
+from cascade import Pipeline, presets
 from cascade.training import toybox
 from cascade.training.diffusion import DiffusionConfig
+from weights.hub import EMBEDDED
 
 
 @pytest.fixture
@@ -73,6 +74,16 @@ def test_weights_are_made_exported_and_continued(small, tmp_path):
     assert all(torch.equal(again[name], encoder[name]) for name in encoder)
     moved = load_file(weights / "stage-0-base-64" / "model.safetensors")
     assert any(not torch.equal(moved[name], base[name]) for name in base)
+
+
+@pytest.mark.parametrize("part", toybox.PARTS[1:])
+def test_only_weights_that_still_mean_the_same_are_continued(part):
+    config = getattr(presets, toybox.stage_run(part).preset)()
+    shipped = toybox.Shipped(EMBEDDED)
+    other = {"v": "x", "x": "v"}[config.prediction]
+    assert shipped.stage(config) is not None
+    assert shipped.stage(replace(config, prediction=other)) is None
+    assert shipped.stage(replace(config, network=replace(config.network, embedding_width=64))) is None
 
 
 def test_an_export_with_nothing_trained_is_refused(tmp_path):

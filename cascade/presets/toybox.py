@@ -36,7 +36,7 @@ def toybox_base() -> StageConfig:
 def toybox_sr256() -> StageConfig:
     """The embedded default's 64 -> 256 px super-resolution.
 
-    It predicts x, which its low-resolution image already nearly is: at this size that learns far faster than v.
+    It predicts x, which its low-resolution image already nearly is.
     """
     return StageConfig(
         name="sr-256",

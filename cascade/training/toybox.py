@@ -133,10 +133,12 @@ class Shipped:
         return history[-1]["samples_seen"] if history else 0
 
     def stage(self, config: StageConfig) -> Stage | None:
-        """The shipped stage in float32, unless there is none or its config has changed since."""
+        """The shipped stage in float32, unless there is none, or its weights would mean something else now."""
         names = [name for name in (self.manifest or {"stages": []})["stages"] if name.endswith(config.name)]
         stage = load_stage(self.folder, names[0], torch.float32) if names else None
-        return stage if stage is not None and stage.config.network == config.network else None
+        if stage is None or stage.config.network != config.network or stage.config.prediction != config.prediction:
+            return None
+        return stage
 
 
 def run_folder(runs: Path, part: str, shipped: Shipped) -> Path:
@@ -280,7 +282,9 @@ def export(runs: Path, shipped: Shipped) -> None:
         config: StageConfig = getattr(presets, stage_run(part).preset)()
         stage = None if finished else shipped.stage(config)
         if stage is None and not finished:
-            raise SystemExit(f"the shipped {part} has another network than its preset, and no finished run: train it")
+            raise SystemExit(
+                f"the shipped {part} has another network or prediction than its preset, and no finished run: train it"
+            )
         if stage is None:
             stage = build_stage(config)
             saved = load_file(folder / "checkpoint" / "ema.safetensors")
