@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cascade.networks.attention import Attention, TextPool
 from cascade.networks.base import DiffusionNetwork
@@ -109,6 +109,14 @@ def test_level_counts_blocks_and_attention_are_what_the_config_says() -> None:
     deep = network("efficient", multipliers=(1, 2, 2), blocks=(1, 2, 3))
     assert sum(isinstance(m, Attention) for m in deep.modules()) == 2
     assert run(deep, **inputs(deep)).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("groups", [1, 8, 32])
+def test_every_norm_has_the_groups_of_the_config(groups: int) -> None:
+    net = network("unet", groups=groups)
+    norms = [module for module in net.modules() if isinstance(module, nn.GroupNorm)]
+    assert {norm.num_groups for norm in norms} == {groups}
+    assert len(norms) == 1 + sum(2 * isinstance(m, ResBlock) + isinstance(m, Attention) for m in net.modules())
 
 
 # New networks
@@ -371,6 +379,7 @@ def test_noise_embedding_tells_levels_apart_in_any_dtype() -> None:
         ("unet", {"attention_levels": (2,)}, r"attention_levels \(2,\) names a level outside 0\.\.1"),
         ("unet", {"attention_levels": (-1,)}, "outside 0"),
         ("unet", {"width": 48}, "width must be a multiple of .*32.*got 48"),
+        ("unet", {"groups": 0}, "the norms need at least 1 group, got 0"),
         ("unet", {"head_channels": 20, "multipliers": (1, 2)}, "attention width 64 is not divisible by 3 heads"),
         ("efficient", {"blocks": (1, 1, 1)}, "one block count per level"),
         ("efficient", {"attention": "image"}, 'attention must be "joint", "text" or null, got \'image\''),

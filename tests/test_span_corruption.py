@@ -99,19 +99,28 @@ def make(tokenizer: Tokenizer, **kwargs: object) -> SpanCorruption:
 
 
 def test_the_packed_loss_is_transformers_own(tokenizer: Tokenizer) -> None:
-    """Against T5ForConditionalGeneration line by line, unpacked: nothing passes between lines or from padding."""
+    """Against T5ForConditionalGeneration line by line, unpacked: nothing passes between lines or from padding.
+
+    To that comes how badly the encoder's output tells each token it was given.
+    """
     task = make(tokenizer)
-    batch, total, count = task.batch(3), 0.0, 0
+    batch, spans, count, kept, inputs = task.batch(3), 0.0, 0, 0.0, 0
     task.model.eval()
     with torch.no_grad():
         for line in range(1, 17):
             ids = batch.inputs[batch.input_lines == line][None]
             labels = batch.targets[batch.target_lines == line][None]
-            total += task.model(input_ids=ids, labels=labels).loss.item() * labels.numel()
+            spans += task.model(input_ids=ids, labels=labels).loss.item() * labels.numel()
             count += labels.numel()
+            scores = task.model.encoder(input_ids=ids).last_hidden_state[0] @ task.model.shared.weight.T
+            kept -= scores.log_softmax(dim=1).gather(1, ids.T).sum().item()
+            inputs += ids.numel()
         loss, figures = task.loss(3)
-    assert figures == {"target_tokens": float(count)}
-    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+    assert list(figures) == ["target_tokens", "span_loss", "kept_loss"]
+    assert figures["target_tokens"] == count
+    assert figures["span_loss"] == pytest.approx(spans / count, rel=1e-5)
+    assert figures["kept_loss"] == pytest.approx(kept / inputs, rel=1e-5)
+    assert loss.item() == pytest.approx(figures["span_loss"] + figures["kept_loss"], rel=1e-6)
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
@@ -138,17 +147,25 @@ def test_the_share_of_captions_and_the_window_hold(tokenizer: Tokenizer) -> None
         SmallT5(d_model=0)
 
 
-def test_the_loss_falls_and_the_encoder_is_exported(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    task = make(tokenizer)
+def trained(task: SpanCorruption, steps: int) -> list[dict[str, float]]:
+    """The figures of some steps of training."""
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
-    losses = []
-    for step in range(40):
-        loss, _ = task.loss(step)
+    history = []
+    for step in range(steps):
+        loss, figures = task.loss(step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+        history.append(figures)
+    return history
+
+
+def test_the_loss_falls_and_the_encoder_is_exported(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    task = make(tokenizer)
+    history = trained(task, 60)
+    for name, share in (("span_loss", 0.6), ("kept_loss", 0.05)):
+        first, last = (sum(figures[name] for figures in part) for part in (history[:5], history[-5:]))
+        assert last < share * first, name
 
     task.export(tmp_path)
     encoder = TextEncoder.from_pretrained(tmp_path, dtype=torch.float32)
@@ -157,6 +174,21 @@ def test_the_loss_falls_and_the_encoder_is_exported(tokenizer: Tokenizer, tmp_pa
     assert (tmp_path / "text_encoder" / "model.safetensors").stat().st_size < 200_000
     found = encoder(["a red car", "a yellow rocket on top of a purple house"])
     assert found.mask.sum(dim=1).tolist() == [4, 10]
+
+
+def test_the_encoder_keeps_words_apart(tokenizer: Tokenizer) -> None:
+    """Each noun, in the same place of the same caption, is told by its own vector, nearest to its own embedding."""
+    task = make(tokenizer)
+    trained(task, 60)
+    captions = [f"a red {noun} on top of a blue {other}" for noun in NOUNS for other in NOUNS]
+    ids = torch.tensor([tokenizer.ids(caption) for caption in captions])
+    with torch.no_grad():
+        hidden = task.model.encoder(input_ids=ids).last_hidden_state
+        told = (hidden @ task.model.shared.weight.T).argmax(dim=-1)
+    assert (told == ids).float().mean() > 0.98
+    nouns = torch.nn.functional.normalize(hidden[:: len(NOUNS) + 1, 2], dim=-1)
+    likeness = nouns @ nouns.T - torch.eye(len(NOUNS))
+    assert likeness.max() < 0.9
 
 
 @pytest.mark.slow

@@ -7,8 +7,11 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
+from toybox_scenes import PHRASES, counted, read, relating
 
 from cascade import Pipeline, presets
+from cascade.build import load_stage
+from cascade.data.toybox import NOUNS, Description, held_out, plain_caption
 from cascade.training import toybox
 from cascade.training.diffusion import DiffusionConfig
 from weights.hub import EMBEDDED
@@ -23,7 +26,7 @@ def small(monkeypatch):
         data = replace(run.data, scenes=12, size=64 if part == "base-64" else 128, crop=run.data.crop and 64)
         return replace(run, data=data, diffusion=DiffusionConfig(batch_size=2))
 
-    monkeypatch.setattr(toybox, "text_run", lambda: replace(text, captions=64))
+    monkeypatch.setattr(toybox, "text_run", lambda: replace(text, captions=512))  # most words whole
     monkeypatch.setattr(toybox, "stage_run", stage_run)
     monkeypatch.setattr(toybox, "HELD_OUT", 4)
     monkeypatch.setattr(toybox, "GRID_PROMPTS", toybox.GRID_PROMPTS[:4])
@@ -60,6 +63,10 @@ def test_weights_are_made_exported_and_continued(small, tmp_path):
     encoder = load_file(weights / "text_encoder" / "model.safetensors")
     base = load_file(weights / "stage-0-base-64" / "model.safetensors")
     assert {tensor.dtype for tensor in [*encoder.values(), *base.values()]} == {torch.bfloat16}
+    snapshots = sorted((runs / "base-64-from-0" / "snapshots").iterdir())
+    last = load_file(snapshots[-1])
+    assert last.keys() == base.keys()
+    assert all(torch.equal(last[name], base[name]) for name in base)
     pipe = Pipeline.from_pretrained(weights)
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a red cube", seed=0, num_inference_steps=2).images[0].size == (256, 256)
@@ -78,12 +85,39 @@ def test_weights_are_made_exported_and_continued(small, tmp_path):
 
 @pytest.mark.parametrize("part", toybox.PARTS[1:])
 def test_only_weights_that_still_mean_the_same_are_continued(part):
-    config = getattr(presets, toybox.stage_run(part).preset)()
     shipped = toybox.Shipped(EMBEDDED)
+    (name,) = (name for name in shipped.manifest["stages"] if name.endswith(part))
+    config = load_stage(EMBEDDED, name, torch.float32).config
     other = {"v": "x", "x": "v"}[config.prediction]
     assert shipped.stage(config) is not None
     assert shipped.stage(replace(config, prediction=other)) is None
     assert shipped.stage(replace(config, network=replace(config.network, embedding_width=64))) is None
+
+
+@pytest.mark.parametrize("part", toybox.PARTS[1:])
+def test_the_shipped_weights_are_those_of_the_preset(part):
+    """Or `make weights` would begin anew rather than continue them."""
+    assert toybox.Shipped(EMBEDDED).stage(getattr(presets, toybox.stage_run(part).preset)()) is not None
+
+
+def test_the_text_encoder_reads_each_scene_twice_and_nothing_held_out():
+    lines = toybox.retold(1500)
+    assert lines == toybox.retold(1500)
+    twice = [line.split(", ") for line in lines]
+    assert all(len(texts) == 2 and read(texts[0]) == read(texts[1]) for texts in twice)
+    assert all(counted(first) == counted(second) for first, second in twice)
+    assert sum(first != second for first, second in twice) > 0.7 * len(lines)
+    looks = {look for first, _ in twice for look in read(first)}
+    assert not {(look.noun, look.colour) for look in looks} & held_out().colours
+    assert not {(look.noun, look.material) for look in looks} & held_out().materials
+    assert {look.noun for look in looks} == set(NOUNS)
+
+
+def test_the_grid_asks_for_what_the_world_has():
+    for prompt in toybox.GRID_PROMPTS:
+        looks = read(prompt)
+        relation = PHRASES[relating(prompt)][0] if len(looks) > 1 else None
+        assert plain_caption(Description(looks, counted(prompt) if relation is None else 1, relation)) == prompt
 
 
 def test_an_export_with_nothing_trained_is_refused(tmp_path):

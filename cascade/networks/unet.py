@@ -24,7 +24,8 @@ class UNetConfig:
     width is the channel count of level 0 and multipliers[i] scales it at level i, which runs at 1/2^i of the resolution
     (after ``patch``); blocks[i] residual blocks stand there, with attention if i is in attention_levels. ``patch`` p
     folds p x p pixels into channels before the first convolution and unfolds them after the last, which puts a small
-    network's work where a CPU is fast (simple diffusion, section 3.3).
+    network's work where a CPU is fast (simple diffusion, section 3.3). ``groups`` is that of the group norms: one over
+    few channels takes a picture's colours away.
     """
 
     width: int
@@ -39,6 +40,7 @@ class UNetConfig:
     classes: int | None = None
     augmented: bool = False
     patch: int = 1
+    groups: int = 32
     dropout: float = 0.0
     residual_scale: float = 1.0
 
@@ -51,6 +53,8 @@ class UNetConfig:
             )
         if self.width % 32 and self.width not in (8, 16):
             raise ValueError(f"width must be a multiple of 32 (the group norm's groups), or 8 or 16, got {self.width}")
+        if self.groups < 1:
+            raise ValueError(f"the norms need at least 1 group, got {self.groups}")
 
     @property
     def divisor(self) -> int:
@@ -72,9 +76,10 @@ class Layer(nn.Module):
             resample=resample,
             dropout=config.dropout,
             residual_scale=config.residual_scale,
+            groups=config.groups,
         )
         heads = max(1, out // config.head_channels)
-        self.attention = Attention(out, heads, out, config.text_width) if attention else None
+        self.attention = Attention(out, heads, out, config.text_width, groups=config.groups) if attention else None
 
 
 class UNet(DiffusionNetwork):
@@ -127,7 +132,7 @@ class UNet(DiffusionNetwork):
         self.down = nn.ModuleList(down)  # pyright: ignore[reportAttributeAccessIssue]
         self.middle = nn.ModuleList(middle)  # pyright: ignore[reportAttributeAccessIssue]
         self.up = nn.ModuleList(up)  # pyright: ignore[reportAttributeAccessIssue]
-        self.out_norm = group_norm(channels)
+        self.out_norm = group_norm(channels, config.groups)
         self.out = zeroed(nn.Conv2d(channels, config.out_channels * fold, 3, padding=1))
 
     def forward(self, x: Tensor, modulations: Sequence[Tensor], text: TextFeatures | None) -> Tensor:

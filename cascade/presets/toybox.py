@@ -27,8 +27,10 @@ def toybox_base() -> StageConfig:
             head_channels=80,
             text_width=TOYBOX_TEXT_WIDTH,
             patch=4,
+            groups=8,
         ),
         schedule=Cosine(-12.0, 12.0, shift=-2 * math.log(2)),
+        prediction="x",
         sampling=Sampling(steps=32, sampler="ddim", guidance_scale=5.0),
     )
 

@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from cascade.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from cascade.training.ema import EMA
+from cascade.training.muon import Muon
+
+OptimizerName = Literal["adamw", "muon"]
+SMALLEST_MATRIX = 64  # rows and columns from which a parameter is worth an orthogonal step
 
 
 class Task(Protocol):
@@ -31,10 +35,13 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How to optimize. learning_rate is reached after ``warmup_steps`` and held until the last ``decay`` share of the
-    run's budget, over which it falls linearly to zero. grad_clip bounds the gradient's norm.
+    """How to optimize: by "adamw", or "muon" (fewer steps, each a fifth dearer on a CPU).
+
+    learning_rate is reached after ``warmup_steps`` and held until the last ``decay`` share of the run's budget, over
+    which it falls linearly to zero. grad_clip bounds the gradient's norm.
     """
 
+    optimizer: OptimizerName = "adamw"
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     decay: float = 0.3
@@ -47,6 +54,8 @@ class LoopConfig:
     checkpoint_minutes: float = 3.0
 
     def __post_init__(self) -> None:
+        if self.optimizer not in get_args(OptimizerName):
+            raise ValueError(f"optimizer {self.optimizer!r}: expected one of {', '.join(get_args(OptimizerName))}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.decay <= 1:
@@ -98,6 +107,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    """AdamW, or Muon for the matrices and kernels of at least SMALLEST_MATRIX rows and columns."""
+    if config.optimizer == "adamw":
+        groups = parameter_groups(model, config.weight_decay)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices, rest = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            large = parameter.ndim > 1 and min(parameter.flatten(1).shape) >= SMALLEST_MATRIX
+            (matrices if large and id(parameter) not in embeddings else rest).append(parameter)
+    groups = [{"params": matrices, "matrices": True, "weight_decay": config.weight_decay}, {"params": rest}]
+    return Muon([group for group in groups if group["params"]], config.learning_rate, betas=config.betas)
+
+
 class Loop:
     """One run in one folder: train.jsonl (the log) and checkpoint/ (the last state, replaced atomically)."""
 
@@ -105,9 +129,7 @@ class Loop:
         self.task, self.config, self.folder = task, config, Path(folder)
         self.model = task.model
         self.device = next(self.model.parameters()).device
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
-        )
+        self.optimizer = make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema_decay)
         self.progress = Progress(first_step)
         self.folder.mkdir(parents=True, exist_ok=True)

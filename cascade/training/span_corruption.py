@@ -265,7 +265,12 @@ class SpanCorruption:
         return pack(pairs, 2 * self.max_length)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The mean cross entropy of the target tokens of a step, in nats, and how many there were."""
+        """The mean cross entropy of the target tokens of a step plus that of reading each input token off its own
+        encoding with the tied embeddings, in nats; and both beside how many targets there were.
+
+        Without the second part words that may stand in each other's place get one vector, and what the encoder is for,
+        to tell a diffusion model which was said, is lost.
+        """
         batch = self.batch(step)
         count = float((batch.targets != IGNORED).sum())
         batch = batch.to(self.model.shared.weight.device)
@@ -280,8 +285,10 @@ class SpanCorruption:
             use_cache=False,
         ).last_hidden_state  # R M D
         hidden = decoded[batch.targets != IGNORED] * self.model.config.d_model**-0.5  # tied embeddings: T5's scale
-        loss = F.cross_entropy(self.model.lm_head(hidden).float(), batch.targets[batch.targets != IGNORED])
-        return loss, {"target_tokens": count}
+        spans = F.cross_entropy(self.model.lm_head(hidden).float(), batch.targets[batch.targets != IGNORED])
+        there = batch.input_lines > 0
+        kept = F.cross_entropy(self.model.lm_head(encoded[there]).float(), batch.inputs[there])
+        return spans + kept, {"target_tokens": count, "span_loss": spans.item(), "kept_loss": kept.item()}
 
     def export(self, folder: str | Path, model: nn.Module | None = None) -> None:
         """Write the encoder (bf16 safetensors) and the tokenizer; TextEncoder.from_pretrained loads them.

@@ -1,37 +1,28 @@
 """Toybox: a procedural world of toys on a ground, with exact pictures of it at any size and captions."""
 
-from cascade.data.toybox.captions import caption, plain_caption, vocabulary
-from cascade.data.toybox.nouns import NOUNS, Noun, Part
+from cascade.data.toybox.captions import caption, paraphrase, plain_caption, vocabulary
+from cascade.data.toybox.description import COLOURS, Description, HeldOut, Look, held_out, sample_description
+from cascade.data.toybox.materials import MATERIALS
+from cascade.data.toybox.nouns import NOUNS
 from cascade.data.toybox.render import render
-from cascade.data.toybox.scene import (
-    CAMERA,
-    COLOURS,
-    GROUNDS,
-    KIND_WEIGHTS,
-    LIGHTS,
-    Scene,
-    Thing,
-    in_frame,
-    picture_box,
-    sample_scene,
-)
+from cascade.data.toybox.scene import Scene, Thing, arrange, sample_scene
 
 __all__ = [
-    "CAMERA",
     "COLOURS",
-    "GROUNDS",
-    "KIND_WEIGHTS",
-    "LIGHTS",
+    "MATERIALS",
     "NOUNS",
-    "Noun",
-    "Part",
+    "Description",
+    "HeldOut",
+    "Look",
     "Scene",
     "Thing",
+    "arrange",
     "caption",
-    "in_frame",
-    "picture_box",
+    "held_out",
+    "paraphrase",
     "plain_caption",
     "render",
+    "sample_description",
     "sample_scene",
     "vocabulary",
 ]

@@ -1,4 +1,4 @@
-"""What a scene is called: a small grammar with paraphrases, lower case, a closed vocabulary."""
+"""Descriptions in words: a small grammar with paraphrases, lower case, a closed vocabulary."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ from functools import cache
 
 import numpy as np
 
+from cascade.data.toybox.description import COLOURS, COUNTS, Description, Look
 from cascade.data.toybox.nouns import NOUNS
-from cascade.data.toybox.scene import COLOURS, COUNTS, Scene, Thing
+from cascade.data.toybox.scene import GROUNDS
 
-# The first of each list is the plain one. {c} colour, {n} noun, {ns} plural, {a} and {an} the articles that fit {c} and
-# {n}, {k} the count, {A} and {B} the first and the second thing with their articles.
-ONE = (
-    "{a} {c} {n}",
-    "the {c} {n}",
-    "a photo of {a} {c} {n}",
-    "a picture of {a} {c} {n}",
-    "one {c} {n}",
-    "{an} {n} that is {c}",
-)
-MANY = ("{k} {c} {ns}", "a photo of {k} {c} {ns}", "a picture of {k} {c} {ns}")
-PAIR = ("a pair of {c} {ns}",)
+# The first of each list is the plain one. {a} a thing with its article, {t} the same without, {k} the count, {ts} the
+# plural, {A} {B} {C} the things of a relation with their articles, {p} any of PREFIXES.
+PREFIXES = ("", "a photo of ", "a picture of ", "an image of ")
+ONE = ("{a}", "the {t}", "one {t}")
+MANY = ("{k} {ts}", "a group of {k} {ts}")
+PAIR = "a pair of {ts}"
 RELATED: dict[str, tuple[str, ...]] = {
     "left": (
         "{A} to the left of {B}",
@@ -29,70 +24,105 @@ RELATED: dict[str, tuple[str, ...]] = {
         "{B} right of {A}",
         "{A} on the left and {B} on the right",
     ),
-    "on": (
-        "{A} on top of {B}",
-        "{A} on {B}",
-        "{B} with {A} on top",
-        "{B} under {A}",
-        "{B} underneath {A}",
-    ),
+    "front": ("{A} in front of {B}", "{B} behind {A}"),
+    "on": ("{A} on top of {B}", "{A} on {B}", "{B} with {A} on top", "{B} under {A}", "{B} underneath {A}"),
+    "stack": ("{A} on top of {B} on top of {C}", "{A} on {B} on {C}", "{C} under {B} under {A}"),
 }
+SIZE_WORDS: dict[str, tuple[str, ...]] = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}
+# As an adjective, and after the noun.
+MATERIAL_WORDS: dict[str, tuple[str, str]] = {
+    "metal": ("metal", "made of metal"),
+    "brick": ("brick", "made of bricks"),
+    "denim": ("denim", "made of denim"),
+    "wood": ("wooden", "made of wood"),
+    "tile": ("tiled", "covered in tiles"),
+    "checker": ("checkered", "with a checkered pattern"),
+}
+BACKDROP = "{caption} against a {ground} background"
+
 PLAIN_SHARE = 0.4
 SYNONYM_SHARE = 0.15
+CLAUSE_SHARE = 0.25
+GROUND_SHARE = 0.1
 
 
-def plain_caption(scene: Scene) -> str:
-    """The canonical caption, e.g. "a red car", "two blue balls", "a red car to the left of a blue house"."""
-    if scene.relation is not None:
-        first, second = (_phrase(thing, thing.noun) for thing in scene.things)
-        return RELATED[scene.relation][0].format(A=first, B=second)
-    template = ONE[0] if len(scene.things) == 1 else MANY[0]
-    return _fill(template, scene.things[0], scene.things[0].noun, len(scene.things))
+def plain_caption(description: Description, form: int = 0) -> str:
+    """The canonical caption: "a red car", "two small blue balls", "a red wooden cube to the left of a blue house".
+
+    form: which of the kind's templates, in the plainest words otherwise.
+    """
+    return _say(description, None, form)
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One of the scene's captions, drawn with `rng`; at least PLAIN_SHARE of the time the plain one, in plain words."""
-    if rng.random() < PLAIN_SHARE:
-        return plain_caption(scene)
-    if scene.relation is not None:
-        first, second = (_phrase(thing, _word(thing.noun, rng)) for thing in scene.things)
-        return _choose(RELATED[scene.relation], rng).format(A=first, B=second)
-    thing, count = scene.things[0], len(scene.things)
-    if count == 1:
-        return _fill(_choose(ONE[1:], rng), thing, _word(thing.noun, rng), 1)
-    return _fill(_choose(MANY + PAIR if count == 2 else MANY, rng), thing, thing.noun, count)
+def caption(description: Description, rng: np.random.Generator, ground: str | None = None) -> str:
+    """One of the captions, drawn with `rng`: PLAIN_SHARE of the time the plain one, else in any words of the grammar.
+
+    `ground`, a key of GROUNDS, is named GROUND_SHARE of the time.
+    """
+    text = _say(description, None if rng.random() < PLAIN_SHARE else rng)
+    if ground is not None and rng.random() < GROUND_SHARE:
+        text = BACKDROP.format(caption=text, ground=ground)
+    return text
+
+
+def paraphrase(description: Description, rng: np.random.Generator) -> str:
+    """A caption other than the plain one."""
+    while (text := _say(description, rng)) == plain_caption(description):
+        pass
+    return text
 
 
 @cache
 def vocabulary() -> frozenset[str]:
     """Every word that a caption can hold."""
-    words = {"a", "an"} if any(_article(colour) == "an" for colour in COLOURS) else {"a"}
-    for template in (*ONE, *MANY, *PAIR, *RELATED["left"], *RELATED["on"]):
-        words.update(word for word in template.split() if not word.startswith("{"))
-    words.update(COLOURS, COUNTS)
+    templates = [*PREFIXES, *ONE, *MANY, PAIR, *(line for lines in RELATED.values() for line in lines), BACKDROP]
+    templates += ["a an that is", *(" ".join(words) for words in (*SIZE_WORDS.values(), *MATERIAL_WORDS.values()))]
+    words = {word for template in templates for word in template.split() if "{" not in word}
+    words.update(COLOURS, COUNTS, *(ground.split() for ground in GROUNDS))
     for name, noun in NOUNS.items():
         words.update((name, noun.plural, *noun.synonyms))
     return frozenset(words)
 
 
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
+def _say(description: Description, rng: np.random.Generator | None, form: int = 0) -> str:
+    """The plain caption in template `form`, or with an rng one of all."""
+    looks, kind, count = description.looks, description.kind, description.count
+    prefix = _choose(PREFIXES, rng)
+    if kind == "one":
+        thing = _name(looks[0], rng, clauses=True)
+        return prefix + _choose(ONE, rng, form).format(a=_with_article(thing), t=thing)
+    if kind == "count":
+        number = next(word for word, value in COUNTS.items() if value == count)
+        templates = (*MANY, PAIR) if count == 2 else MANY
+        return prefix + _choose(templates, rng, form).format(k=number, ts=_name(looks[0], rng, plural=True))
+    things = {letter: _with_article(_name(look, rng)) for letter, look in zip("ABC", looks, strict=False)}
+    return prefix + _choose(RELATED[kind], rng, form).format(**things)
 
 
-def _phrase(thing: Thing, word: str) -> str:
-    return f"{_article(thing.colour)} {thing.colour} {word}"
+def _name(look: Look, rng: np.random.Generator | None, *, plural: bool = False, clauses: bool = False) -> str:
+    """ "small red wooden cube"; with an rng also synonyms and, if asked, "small cube that is red", "made of wood"."""
+    noun = NOUNS[look.noun]
+    word = noun.plural if plural else look.noun
+    if rng is not None and not plural and noun.synonyms and rng.random() < SYNONYM_SHARE:
+        word = _choose(noun.synonyms, rng)
+    before = [_choose(SIZE_WORDS[look.size], rng)] if look.size in SIZE_WORDS else []
+    after = []
+    if rng is not None and clauses and rng.random() < CLAUSE_SHARE:
+        after.append(f"that is {look.colour}")
+    else:
+        before.append(look.colour)
+    if look.material in MATERIAL_WORDS:
+        adjective, clause = MATERIAL_WORDS[look.material]
+        if rng is not None and clauses and not after and rng.random() < CLAUSE_SHARE:
+            after.append(clause)
+        else:
+            before.append(adjective)
+    return " ".join([*before, word, *after])
 
 
-def _word(noun: str, rng: np.random.Generator) -> str:
-    synonyms = NOUNS[noun].synonyms
-    return _choose(synonyms, rng) if synonyms and rng.random() < SYNONYM_SHARE else noun
+def _with_article(phrase: str) -> str:
+    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def _choose(options: tuple[str, ...], rng: np.random.Generator) -> str:
-    return options[rng.integers(len(options))]
-
-
-def _fill(template: str, thing: Thing, word: str, count: int) -> str:
-    number = next((name for name, value in COUNTS.items() if value == count), "")
-    plural = NOUNS[thing.noun].plural
-    return template.format(a=_article(thing.colour), an=_article(word), c=thing.colour, n=word, ns=plural, k=number)
+def _choose(options: tuple[str, ...], rng: np.random.Generator | None, form: int = 0) -> str:
+    return options[form] if rng is None else options[rng.integers(len(options))]

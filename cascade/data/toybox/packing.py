@@ -11,13 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cascade.data.toybox.nouns import KINDS, NOUNS, PAINTS, support
-from cascade.data.toybox.scene import CAMERA, COLOURS, GROUNDS, LIGHTS, Scene
+from cascade.data.toybox.camera import picture_boxes, reach
+from cascade.data.toybox.description import COLOURS
+from cascade.data.toybox.materials import BRIGHT, MATERIALS
+from cascade.data.toybox.nouns import NOUNS
+from cascade.data.toybox.scene import GROUNDS, LIGHTS, Scene
+from cascade.data.toybox.shapes import KINDS, PAINTS
 
 Triple = tuple[Tensor, Tensor, Tensor]
 Array = NDArray[np.float64]
 
 SHADOW_SIDES = 20  # half-planes around a primitive's outline as the light sees it
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of linear red, green, blue
 ROUND = np.linspace(0.0, 2.0 * np.pi, SHADOW_SIDES - 2, endpoint=False)
 
 
@@ -32,6 +37,7 @@ class Packed:
 
     scenes: int
     kind: list[int]  # P, index into KINDS
+    kinds: Tensor  # P, the same
     slot: list[int]  # P
     group_of: Tensor  # P, the number of the (kind, slot) pair, in order
     groups: int
@@ -41,6 +47,11 @@ class Packed:
     centre: Tensor  # P 3
     half: Tensor  # P 3, world half sizes along the unit axes
     albedo: Tensor  # P 3, linear
+    materials: tuple[str, ...]  # those that occur, without plain
+    material: Tensor  # P, index into MATERIALS; fixed paints are plain
+    contrast: Tensor  # P, the sign of the texture: 1 if its details are to be dark, -1 if light
+    rolled: Tensor  # P, True for the round shapes whose sides are rolled out to be textured
+    face_axes: Tensor  # P 3 2 3, by the axis across a face: unit vectors along the axes that run level and up in it
     picture_box: Tensor  # P 4, left top right bottom, in [-1, 1] within a square frame
     height: Tensor  # P 2, the lowest and highest y
     outline: Tensor  # P K 3, (cos, sin, offset) of half-planes in the light's plane: inside is below the offset
@@ -103,23 +114,26 @@ def light_basis(light: str) -> Array:
 
 def pack(scenes: Sequence[Scene], device: torch.device) -> Packed:
     """Arrays of all primitives of `scenes`, on `device`."""
-    kinds, frames, centres, albedos, scene_of, thing_of = [], [], [], [], [], []
+    kinds, frames, centres, albedos, scene_of, thing_of, materials, contrasts = [], [], [], [], [], [], [], []
     most = max(len(scene.things) for scene in scenes)
     things, base = np.zeros((len(scenes), most, 4)), np.zeros((len(scenes), most, 2))
     for s, scene in enumerate(scenes):
         for t, thing in enumerate(scene.things):
-            kind, frame, centre, paint, shade = _noun_arrays(thing.noun)
-            turn = thing.size * thing.rotation()
+            kind, frame, centre, paint, shade = _noun_arrays(thing.look.noun)
+            turn = thing.scale * thing.rotation()
             kinds.append(kind)
             frames.append(turn @ frame)
             centres.append(np.array(thing.position) + centre @ turn.T)
-            albedos.append(paint + shade[:, None] * decode_srgb(np.array(COLOURS[thing.colour])))
+            colour = decode_srgb(np.array(COLOURS[thing.look.colour]))
+            albedos.append(paint + shade[:, None] * colour)
+            materials.append(np.where(shade > 0, MATERIALS.index(thing.look.material), 0))
+            contrasts.append(np.full(len(kind), 1.0 if colour @ LUMINANCE > BRIGHT else -1.0))
             scene_of.append(np.full(len(kind), s))
             thing_of.append(np.full(len(kind), t))
-            noun = NOUNS[thing.noun]
+            noun = NOUNS[thing.look.noun]
             x, y, z = thing.position
-            things[s, t] = (x, y + 0.5 * noun.height * thing.size, z, 0.25 * (noun.height + noun.width) * thing.size)
-            base[s, t] = (y, noun.height * thing.size)
+            things[s, t] = (x, y + 0.5 * noun.height * thing.scale, z, 0.25 * (noun.height + noun.width) * thing.scale)
+            base[s, t] = (y, noun.height * thing.scale)
     kind, scene_at = np.concatenate(kinds), np.concatenate(scene_of)
     slot = _slots(kind, scene_at, len(scenes))
     order = np.lexsort((scene_at, slot, kind))
@@ -127,8 +141,9 @@ def pack(scenes: Sequence[Scene], device: torch.device) -> Packed:
     frame, centre = np.concatenate(frames)[order], np.concatenate(centres)[order]
     basis = np.stack([light_basis(scene.light) for scene in scenes])
     outline, shadow_box = _outlines(kind, frame, centre, basis[scene_at])
-    up = _reach(kind, frame, np.array([0.0, 1.0, 0.0])), -_reach(kind, frame, np.array([0.0, -1.0, 0.0]))
+    up = reach(kind, frame, np.array([0.0, 1.0, 0.0])), -reach(kind, frame, np.array([0.0, -1.0, 0.0]))
     group = np.unique(kind * (slot.max() + 1) + slot, return_inverse=True)[1]
+    material = np.concatenate(materials)[order]
     ground = [[getattr(GROUNDS[scene.ground], name) for name in ("floor", "horizon", "zenith")] for scene in scenes]
 
     def floats(array: Array) -> Tensor:
@@ -140,6 +155,7 @@ def pack(scenes: Sequence[Scene], device: torch.device) -> Packed:
     return Packed(
         scenes=len(scenes),
         kind=kind.tolist(),
+        kinds=numbers(kind),
         slot=slot.tolist(),
         group_of=numbers(group),
         groups=int(group.max()) + 1,
@@ -149,7 +165,12 @@ def pack(scenes: Sequence[Scene], device: torch.device) -> Packed:
         centre=floats(centre),
         half=floats(np.linalg.norm(frame, axis=1)),
         albedo=floats(np.concatenate(albedos)[order]),
-        picture_box=floats(_picture_boxes(kind, frame, centre)),
+        materials=tuple(MATERIALS[number] for number in np.unique(material[material > 0])),
+        material=numbers(material),
+        contrast=floats(np.concatenate(contrasts)[order]),
+        rolled=torch.from_numpy(_rolled(kind, frame)).to(device),
+        face_axes=floats(_face_axes(frame)),
+        picture_box=floats(picture_boxes(kind, frame, centre)),
         height=floats(np.stack([centre[:, 1] + up[1], centre[:, 1] + up[0]], axis=1)),
         outline=floats(outline),
         shadow_box=floats(shadow_box),
@@ -170,25 +191,19 @@ def _slots(kind: NDArray[np.int64], scene: NDArray[np.int64], scenes: int) -> ND
     return slot
 
 
-def _reach(kind: NDArray[np.int64], frame: Array, direction: Array) -> Array:
-    """How far each primitive reaches from its centre along world `direction` (3, or P 3, or P K 3): P or P K."""
-    local = np.einsum("...i,pij->p...j" if direction.ndim == 1 else "p...i,pij->p...j", direction, frame)
-    reach = np.empty(local.shape[:-1])
-    for number, name in enumerate(KINDS):
-        reach[kind == number] = support(name, local[kind == number])
-    return reach
+def _rolled(kind: NDArray[np.int64], frame: Array) -> NDArray[np.bool_]:
+    """P: whether a primitive is round about its y axis, or nearly. Fins and sails are flat: they are not."""
+    x, z = np.linalg.norm(frame, axis=1)[:, [0, 2]].T
+    return (kind != KINDS.index("box")) & (np.minimum(x, z) > 0.5 * np.maximum(x, z))
 
 
-def _picture_boxes(kind: NDArray[np.int64], frame: Array, centre: Array) -> Array:
-    """P 4: left, top, right, bottom in the picture of the box around each primitive in camera axes."""
-    axes = CAMERA.axes()
-    middle = centre @ axes.T
-    high = middle + np.stack([_reach(kind, frame, axis) for axis in axes], axis=1)
-    low = middle - np.stack([_reach(kind, frame, -axis) for axis in axes], axis=1)
-    pick = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)])
-    corners = np.where(pick[None], high[:, None], low[:, None])  # P 8 3
-    picture = CAMERA.project(corners @ axes)
-    return np.concatenate([picture.min(axis=1), picture.max(axis=1)], axis=1)
+def _face_axes(frame: Array) -> Array:
+    """P 3 2 3: in each of a primitive's three faces, a level and the steepest direction, in the primitive's axes."""
+    faces = np.eye(3)
+    up = (frame[:, 1] / np.linalg.norm(frame, axis=1))[:, None] * (1.0 - faces)  # P 3 3
+    steep = np.linalg.norm(up, axis=-1, keepdims=True)
+    up = np.where(steep > 0.02, up / np.maximum(steep, 1e-9), np.roll(faces, -1, axis=0))  # any will do in a level face
+    return np.stack([np.cross(faces, up), up], axis=2)
 
 
 def _outlines(kind: NDArray[np.int64], frame: Array, centre: Array, basis: Array) -> tuple[Array, Array]:
@@ -218,10 +233,10 @@ def _outlines(kind: NDArray[np.int64], frame: Array, centre: Array, basis: Array
     angles[box] = np.take_along_axis(exact_angles[box], angles[box].astype(int), axis=1)
     normals = np.stack([np.cos(angles), np.sin(angles)], axis=-1)  # P K 2
     world = np.einsum("pkc,pci->pki", normals, basis[:, :2])
-    offset = np.einsum("pki,pi->pk", world, centre) + _reach(kind, frame, world)
+    offset = np.einsum("pki,pi->pk", world, centre) + reach(kind, frame, world)
     bounds = []
     for sign in (-1.0, 1.0):
         for c in range(2):
             axis = sign * basis[:, c]
-            bounds.append(sign * (np.einsum("pi,pi->p", axis, centre) + _reach(kind, frame, axis)))
+            bounds.append(sign * (np.einsum("pi,pi->p", axis, centre) + reach(kind, frame, axis)))
     return np.concatenate([normals, offset[..., None]], axis=-1), np.stack(bounds, axis=1)

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cascade.data.toybox.camera import CAMERA
 from cascade.data.toybox.packing import Packed, Triple, pack, triple
-from cascade.data.toybox.scene import CAMERA, Scene
-from cascade.data.toybox.shading import ambient_occlusion, backdrop, shade, surface, transmittance
+from cascade.data.toybox.scene import Scene
+from cascade.data.toybox.shading import ambient_occlusion, backdrop, shade, transmittance
 
 TILE = 8  # pixels along a tile's side
 RAYS_AT_ONCE = {
@@ -86,7 +87,9 @@ def _render_tiles(packed: Packed, size: tuple[int, int], supersample: int, block
         closer = (enter <= leave) & (enter < old) & (enter > 0)
         near[cell] = torch.where(closer, enter, old)
         who[cell] = torch.where(closer, which[:, None].to(torch.int32), who[cell])
-    colour = _shade_tiles(packed, rays, near.view(scenes, tiles, -1), who.view(scenes, tiles, -1))  # three of S T R
+    pixel_angle = 2.0 * CAMERA.tan_half / size[0]
+    near, who = near.view(scenes, tiles, -1), who.view(scenes, tiles, -1)
+    colour = _shade_tiles(packed, rays, near, who, pixel_angle)  # three of S T R
     s, t = supersample, TILE
     picture = torch.stack(colour, dim=1).clamp_(0.0, 1.0)  # S 3 T R
     picture = picture.view(scenes, 3, tiles, t * t, s * s).mean(dim=-1)
@@ -95,8 +98,11 @@ def _render_tiles(packed: Packed, size: tuple[int, int], supersample: int, block
     return encode_srgb(picture) * 2.0 - 1.0
 
 
-def _shade_tiles(packed: Packed, rays: Triple, near: Tensor, who: Tensor) -> Triple:
-    """Linear RGB of every ray, three of S T R, from the distance to what it meets (`near`) and what that is (`who`)."""
+def _shade_tiles(packed: Packed, rays: Triple, near: Tensor, who: Tensor, pixel_angle: float) -> Triple:
+    """Linear RGB of every ray, three of S T R, from the distance to what it meets (`near`) and what that is (`who`).
+
+    A pixel is as wide as `pixel_angle` times the distance.
+    """
     hit = who >= 0
     down = rays[1].clamp(max=-1e-4)
     # Rays over the horizon end far away on the floor, where the backdrop has long covered it.
@@ -108,8 +114,7 @@ def _shade_tiles(packed: Packed, rays: Triple, near: Tensor, who: Tensor) -> Tri
     which = who[scene, tile, ray].long()
     at = triple(axis[scene, tile, ray] for axis in point)
     view = triple(axis[tile, ray] for axis in rays)
-    normal = surface(packed, which, at)
-    shaded = shade(packed, which, at, view, normal, lit[scene, tile, ray])
+    shaded = shade(packed, which, at, view, lit[scene, tile, ray], pixel_angle * near[scene, tile, ray])
     for channel, value in zip(colour, shaded, strict=True):
         channel[scene, tile, ray] = value
     return colour[0], colour[1], colour[2]

@@ -95,4 +95,5 @@ class RenderedToybox:
         return torch.from_numpy(out).float() / 127.5 - 1
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        return [caption(self.scene(int(index)), rng) for index in indices]
+        scenes = [self.scene(int(index)) for index in indices]
+        return [caption(scene.description, rng, scene.ground) for scene in scenes]

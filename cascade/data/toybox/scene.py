@@ -14,19 +14,19 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.data.toybox.nouns import NOUNS, Vec3, support
-
-# sRGB in [0, 1]; hues at least 22 degrees apart.
-COLOURS: dict[str, Vec3] = {
-    "red": (0.86, 0.07, 0.11),
-    "orange": (0.98, 0.46, 0.04),
-    "yellow": (0.97, 0.85, 0.07),
-    "green": (0.13, 0.62, 0.18),
-    "turquoise": (0.08, 0.74, 0.72),
-    "blue": (0.10, 0.27, 0.86),
-    "purple": (0.47, 0.16, 0.74),
-    "pink": (0.99, 0.42, 0.68),
-}
+from cascade.data.toybox.camera import picture_boxes
+from cascade.data.toybox.description import (
+    KIND_WEIGHTS,
+    RELATIONS,
+    SIZES,
+    Description,
+    Look,
+    Pairings,
+    pick,
+    sample_description,
+)
+from cascade.data.toybox.nouns import NOUNS
+from cascade.data.toybox.shapes import Vec3
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Ground:
 GROUNDS: dict[str, Ground] = {
     "light grey": Ground((0.76, 0.76, 0.77), (0.80, 0.81, 0.83), (0.88, 0.90, 0.92)),
     "beige": Ground((0.80, 0.76, 0.70), (0.86, 0.83, 0.79), (0.93, 0.92, 0.90)),
-    "white": Ground((0.91, 0.91, 0.90), (0.91, 0.92, 0.93), (0.97, 0.97, 0.98)),
+    "cream": Ground((0.88, 0.86, 0.82), (0.90, 0.89, 0.86), (0.97, 0.97, 0.96)),
     "slate": Ground((0.44, 0.47, 0.50), (0.55, 0.58, 0.62), (0.70, 0.73, 0.77)),
 }
 
@@ -52,66 +52,48 @@ LIGHTS: dict[str, Vec3] = {
     "overhead": (-0.16, 1.0, 0.28),
 }
 
-COUNTS: dict[str, int] = {"two": 2, "three": 3}
-RELATIONS = ("left", "on")
-
-# What is drawn, and how often.
-KIND_WEIGHTS: dict[str, float] = {"one": 0.50, "count": 0.15, "left": 0.20, "on": 0.15}
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole that looks from `eye` at `target`; `tan_half` is the tangent of half the vertical field of view."""
-
-    eye: Vec3
-    target: Vec3
-    tan_half: float
-
-    def axes(self) -> NDArray[np.float64]:
-        """3 x 3, the rows are the camera's right, up and forward."""
-        forward = np.array(self.target) - np.array(self.eye)
-        forward /= np.linalg.norm(forward)
-        right = np.cross(forward, [0.0, 1.0, 0.0])
-        right /= np.linalg.norm(right)
-        return np.stack([right, np.cross(right, forward), forward])
-
-    def project(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """World points (... x 3) to the picture (... x 2): x right, y down, both in [-1, 1] within a square frame."""
-        right, up, depth = np.moveaxis((points - np.array(self.eye)) @ self.axes().T, -1, 0)
-        return np.stack([right, -up], axis=-1) / (depth * self.tan_half)[..., None]
-
-
-CAMERA = Camera(eye=(0.0, 1.55, 5.4), target=(0.0, 0.6, 0.0), tan_half=0.212)
 FRAME_MARGIN = 0.05
+# The usual bulk (see `bulk`) of a thing per kind of scene, in world units; a stack's and a pair's from the top down.
+BULKS: dict[str, tuple[float, ...]] = {
+    "one": (1.05,),
+    "left": (0.80, 0.80),
+    "front": (0.66, 0.76),
+    "on": (0.62, 0.82),
+    "stack": (0.44, 0.54, 0.62),
+}
+COUNT_BULKS = {2: 0.80, 3: 0.60, 4: 0.54, 5: 0.48}
+BULK_JITTER = 0.06
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A noun in the world: its footprint's centre stands at `position`, `size` scales it, `yaw` is in degrees."""
+    """A look in the world: its footprint's centre stands at `position`, `scale` times as large as the noun is given;
+    `yaw` is in degrees."""
 
-    noun: str
-    colour: str
+    look: Look
     position: Vec3
-    size: float
+    scale: float
     yaw: float
 
     def __post_init__(self) -> None:
-        if self.noun not in NOUNS:
-            raise ValueError(f"noun {self.noun!r}: expected one of {sorted(NOUNS)}")
-        if self.colour not in COLOURS:
-            raise ValueError(f"colour {self.colour!r}: expected one of {sorted(COLOURS)}")
-        if not self.size > 0:
-            raise ValueError(f"size {self.size}: expected a positive number")
+        if not self.scale > 0:
+            raise ValueError(f"scale {self.scale}: expected a positive number")
 
     def rotation(self) -> NDArray[np.float64]:
         """3 x 3, from the noun's directions to the world's."""
         c, s = math.cos(math.radians(self.yaw)), math.sin(math.radians(self.yaw))
         return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
 
+    @property
+    def bulk(self) -> float:
+        """The larger of height and mean width, in world units: the measure in which all nouns look alike large."""
+        return self.scale * NOUNS[self.look.noun].bulk
+
 
 @dataclass(frozen=True)
 class Scene:
-    """`relation` is None (all alike, and counted), "left" (things[0] is left of things[1]) or "on" (on top of it)."""
+    """`relation` is None (all alike, and counted), "left" (things[0] is left of things[1]), "front" (in front of it) or
+    "on" (on top of it; of three things, each stands on the next)."""
 
     things: tuple[Thing, ...]
     ground: str
@@ -119,14 +101,21 @@ class Scene:
     relation: str | None = None
 
     def __post_init__(self) -> None:
-        if self.ground not in GROUNDS:
-            raise ValueError(f"ground {self.ground!r}: expected one of {sorted(GROUNDS)}")
-        if self.light not in LIGHTS:
-            raise ValueError(f"light {self.light!r}: expected one of {sorted(LIGHTS)}")
-        if self.relation is not None and (self.relation not in RELATIONS or len(self.things) != 2):
-            raise ValueError(
-                f"relation {self.relation!r} of {len(self.things)} things: expected {RELATIONS} of two, or None"
-            )
+        for name, known in (("ground", GROUNDS), ("light", LIGHTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(sorted(known))}")
+        if self.relation is not None and self.relation not in RELATIONS:
+            raise ValueError(f"relation {self.relation!r}: expected one of {RELATIONS}, or None")
+        self.description  # noqa: B018  (raises for what no description can say)
+
+    @property
+    def description(self) -> Description:
+        looks = tuple(thing.look for thing in self.things)
+        if self.relation is not None:
+            return Description(looks, relation=self.relation)
+        if len(set(looks)) != 1:
+            raise ValueError(f"{len(set(looks))} different looks without a relation: expected things that look alike")
+        return Description(looks[:1], count=len(looks))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -134,111 +123,144 @@ class Scene:
     @classmethod
     def from_json(cls, text: str) -> Scene:
         record = json.loads(text)
-        things = tuple(Thing(**{**thing, "position": tuple(thing["position"])}) for thing in record.pop("things"))
+        things = tuple(
+            Thing(Look(**thing["look"]), tuple(thing["position"]), thing["scale"], thing["yaw"])
+            for thing in record.pop("things")
+        )
         return cls(things=things, **record)
 
 
 def picture_box(thing: Thing) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) of a thing in the picture, tight, in [-1, 1] if within a square frame."""
-    points = []
-    for part in NOUNS[thing.noun].parts:
-        frame = thing.size * thing.rotation() @ part.frame()
-        centre = np.array(thing.position) + thing.size * thing.rotation() @ np.array(part.centre)
-        # The box around the part in camera axes: its reach along each bounds the projection tighter than corners do.
-        axes = CAMERA.axes()
-        high = axes @ centre + support(part.kind, axes @ frame)
-        low = axes @ centre - support(part.kind, -(axes @ frame))
-        corners = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
-        points.append(CAMERA.project(corners @ axes))
-    stacked = np.concatenate(points)
-    (left, top), (right, bottom) = stacked.min(axis=0), stacked.max(axis=0)
+    kind, frame, centre = NOUNS[thing.look.noun].arrays
+    turn = thing.scale * thing.rotation()
+    boxes = picture_boxes(kind, turn @ frame, np.array(thing.position) + centre @ turn.T)
+    left, top = boxes[:, :2].min(axis=0)
+    right, bottom = boxes[:, 2:].max(axis=0)
     return float(left), float(top), float(right), float(bottom)
 
 
-def in_frame(thing: Thing) -> bool:
-    """Whether a thing lies wholly within a square frame, with FRAME_MARGIN to spare."""
-    left, top, right, bottom = picture_box(thing)
-    limit = 1.0 - FRAME_MARGIN
-    return min(left, top) >= -limit and max(right, bottom) <= limit
+Box = tuple[float, float, float, float]
 
 
-def apart(first: Thing, second: Thing) -> bool:
-    """Whether two things do not overlap in the picture: a visible gap lies between them, side by side."""
-    (left_a, _, right_a, _), (left_b, _, right_b, _) = picture_box(first), picture_box(second)
-    return right_a + 0.02 <= left_b or right_b + 0.02 <= left_a
+def in_frame(box: Box) -> bool:
+    """Whether what fills a picture box lies wholly within a square frame, with FRAME_MARGIN to spare."""
+    return min(box) >= FRAME_MARGIN - 1.0 and max(box) <= 1.0 - FRAME_MARGIN
 
 
-def sample_scene(seed: int, index: int, kind_weights: Mapping[str, float] = KIND_WEIGHTS) -> Scene:
-    """Scene `index` of the endless collection `seed`. Weights of the kinds one, count, left, on need not sum to 1."""
-    unknown = set(kind_weights) - set(KIND_WEIGHTS)
-    if unknown:
-        raise ValueError(f"scene kinds {sorted(unknown)}: expected among {sorted(KIND_WEIGHTS)}")
+def hidden(behind: Box, front: Box) -> float:
+    """The share of the box `behind` that the box `front` covers."""
+    width = min(behind[2], front[2]) - max(behind[0], front[0])
+    height = min(behind[3], front[3]) - max(behind[1], front[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / ((behind[2] - behind[0]) * (behind[3] - behind[1]))
+
+
+def apart(first: Box, second: Box) -> bool:
+    """Whether two things stand side by side in the picture, with a visible gap between them."""
+    return first[2] + 0.02 <= second[0] or second[2] + 0.02 <= first[0]
+
+
+def sample_scene(
+    seed: int, index: int, kind_weights: Mapping[str, float] = KIND_WEIGHTS, pairings: Pairings = "seen"
+) -> Scene:
+    """Scene `index` of the endless collection `seed`; the rest as for `sample_description`."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
-    weights = np.array(list(kind_weights.values()), dtype=np.float64)
-    kind = list(kind_weights)[rng.choice(len(weights), p=weights / weights.sum())]
-    ground, light = _pick(rng, GROUNDS), _pick(rng, LIGHTS)
-    what = [(_pick(rng, NOUNS), _pick(rng, COLOURS)) for _ in range(2)]
-    count = COUNTS[_pick(rng, COUNTS)]
+    return arrange(sample_description(rng, kind_weights, pairings), rng)
+
+
+def usual_bulks(description: Description) -> tuple[float, ...]:
+    """The bulk of each thing of a description, in world units, if it is of medium size."""
+    if description.kind == "count":
+        return (COUNT_BULKS[description.count],) * description.count
+    return BULKS[description.kind]
+
+
+def arrange(description: Description, rng: np.random.Generator) -> Scene:
+    """A scene of which the description is true: places, sizes, ground and light drawn with `rng`."""
+    ground, light = pick(rng, GROUNDS), pick(rng, LIGHTS)
+    # What is large must not shrink into what is usual; 0.94 leaves the jitter room and has been seen to fit.
+    least = 0.94 if any(look.size == "large" for look in description.looks) else 0.0
+    place = {"one": _one, "left": _left, "front": _front}.get(description.kind)
     shrink = 1.0
     while True:
-        if kind == "one":
-            things = _one(rng, what[0], shrink)
-        elif kind == "count":
-            things = _row(rng, [what[0]] * count, shrink)
-        elif kind == "left":
-            things = _row(rng, what, shrink)
+        if place is not None:
+            things = place(rng, description, shrink)
+        elif description.kind == "count":
+            things = _several(rng, description, shrink)
         else:
-            things = _stack(rng, what[0], what[1], shrink)
-        if all(in_frame(thing) for thing in things) and (kind == "on" or _all_apart(things)):
-            return Scene(things, ground, light, kind if kind in RELATIONS else None)
-        shrink *= 0.98  # places are drawn anew, a little smaller, so that the search always ends
+            things = _stacked(rng, description, shrink)
+        if _shows(description, things):
+            return Scene(things, ground, light, description.relation)
+        shrink = max(least, 0.99 * shrink)  # places are drawn anew, a little smaller, so that the search ends
 
 
-def _pick(rng: np.random.Generator, names: Mapping[str, object]) -> str:
-    return list(names)[rng.integers(len(names))]
+def _shows(description: Description, things: tuple[Thing, ...]) -> bool:
+    """Whether all of it can be seen."""
+    boxes = [picture_box(thing) for thing in things]
+    if not all(in_frame(box) for box in boxes):
+        return False
+    if description.kind == "left":
+        return apart(*boxes)
+    if description.kind == "front":
+        return hidden(boxes[1], boxes[0]) <= 0.5
+    if description.kind == "count":
+        by_depth = sorted(zip(things, boxes, strict=True), key=lambda pair: -pair[0].position[2])
+        return all(hidden(box, nearer) <= 0.1 for i, (_, box) in enumerate(by_depth) for _, nearer in by_depth[:i])
+    return True
 
 
-def _all_apart(things: tuple[Thing, ...]) -> bool:
-    return all(apart(a, b) for i, a in enumerate(things) for b in things[i + 1 :])
+def _thing(rng: np.random.Generator, look: Look, usual_bulk: float, position: Vec3) -> Thing:
+    bulk = usual_bulk * SIZES[look.size] * (1.0 + rng.uniform(-BULK_JITTER, BULK_JITTER))
+    return Thing(look, position, bulk / NOUNS[look.noun].bulk, 35.0 + rng.uniform(-35.0, 35.0))
 
 
-def _yaw(rng: np.random.Generator) -> float:
-    """A three-quarter view, give or take 35 degrees."""
-    return 35.0 + rng.uniform(-35.0, 35.0)
+def _one(rng: np.random.Generator, description: Description, shrink: float) -> tuple[Thing, ...]:
+    position = (rng.uniform(-0.25, 0.25), 0.0, rng.uniform(-0.2, 0.3))
+    return (_thing(rng, description.looks[0], shrink * usual_bulks(description)[0], position),)
 
 
-def _bulk(noun: str) -> float:
-    """The larger of a noun's height and mean width: what a size is divided by, so that all nouns look alike large."""
-    return max(NOUNS[noun].height, 1.05 * NOUNS[noun].width)
+def _left(rng: np.random.Generator, description: Description, shrink: float) -> tuple[Thing, ...]:
+    """Side by side: the gap's middle lies where it leaves either side the room it needs."""
+    bulks = [shrink * usual * SIZES[look.size] for usual, look in zip(BULKS["left"], description.looks, strict=True)]
+    gap = rng.uniform(0.04, 0.22)
+    middle = 0.5 * (bulks[0] - bulks[1]) + rng.uniform(-0.06, 0.06)
+    x = (middle - 0.5 * (gap + bulks[0]), middle + 0.5 * (gap + bulks[1]))
+    return tuple(
+        _thing(rng, look, shrink * usual, (at, 0.0, rng.uniform(-0.2, 0.2)))
+        for look, usual, at in zip(description.looks, BULKS["left"], x, strict=True)
+    )
 
 
-def _one(rng: np.random.Generator, what: tuple[str, str], shrink: float) -> tuple[Thing, ...]:
-    noun, colour = what
-    size = shrink * rng.uniform(1.15, 1.35) / _bulk(noun)
-    position = (rng.uniform(-0.25, 0.25), 0.0, rng.uniform(-0.15, 0.3))
-    return (Thing(noun, colour, position, size, _yaw(rng)),)
+def _front(rng: np.random.Generator, description: Description, shrink: float) -> tuple[Thing, ...]:
+    near, far = rng.uniform(0.4, 0.6), -rng.uniform(0.55, 0.75)
+    middle, side = rng.uniform(-0.12, 0.12), rng.choice((-1.0, 1.0)) * rng.uniform(0.12, 0.24)
+    return (
+        _thing(rng, description.looks[0], shrink * BULKS["front"][0], (middle + side, 0.0, near)),
+        _thing(rng, description.looks[1], shrink * BULKS["front"][1], (middle - side, 0.0, far)),
+    )
 
 
-def _row(rng: np.random.Generator, what: list[tuple[str, str]], shrink: float) -> tuple[Thing, ...]:
-    """Side by side, from left to right; slots of equal width, places jittered within them."""
-    slot = 2.2 / len(what)
-    scale = {2: 0.95, 3: 0.68}[len(what)]
+def _several(rng: np.random.Generator, description: Description, shrink: float) -> tuple[Thing, ...]:
+    """Alike, from left to right: up to three in a row, more in two rows, staggered so that each is seen."""
+    count, look = description.count, description.looks[0]
+    slot = {2: 0.96, 3: 0.70, 4: 0.53, 5: 0.41}[count]
     things = []
-    for k, (noun, colour) in enumerate(what):
-        size = shrink * scale * rng.uniform(0.9, 1.08) / _bulk(noun)
-        x = slot * (k - 0.5 * (len(what) - 1)) * 0.95 + rng.uniform(-0.06, 0.06) * slot
-        things.append(Thing(noun, colour, (x, 0.0, rng.uniform(-0.15, 0.3)), size, _yaw(rng)))
+    for k in range(count):
+        x = slot * (k - 0.5 * (count - 1) + rng.uniform(-0.06, 0.06))
+        z = rng.uniform(-0.15, 0.15) if count <= 3 else (-0.65, 0.45)[k % 2] + rng.uniform(-0.06, 0.06)
+        things.append(_thing(rng, look, shrink * COUNT_BULKS[count], (x, 0.0, z)))
     return tuple(things)
 
 
-def _stack(rng: np.random.Generator, top: tuple[str, str], bottom: tuple[str, str], shrink: float) -> tuple[Thing, ...]:
-    """(the thing on top, the thing below)."""
-    below = NOUNS[bottom[0]]
-    size_below = shrink * rng.uniform(0.9, 1.0) / _bulk(bottom[0])
-    size_top = shrink * rng.uniform(0.66, 0.76) / _bulk(top[0])
-    total = size_below * below.rest + size_top * NOUNS[top[0]].height
-    fit = min(1.0, shrink * 1.5 / total)
+def _stacked(rng: np.random.Generator, description: Description, shrink: float) -> tuple[Thing, ...]:
+    """From the top down, each on the next."""
+    looks, usual = description.looks, BULKS[description.kind]
     x, z = rng.uniform(-0.2, 0.2), rng.uniform(-0.1, 0.2)
-    lower = Thing(bottom[0], bottom[1], (x, 0.0, z), fit * size_below, _yaw(rng))
-    upper = Thing(top[0], top[1], (x, fit * size_below * below.rest, z), fit * size_top, _yaw(rng))
-    return upper, lower
+    height, things = 0.0, []
+    for look, bulk in zip(reversed(looks), reversed(usual), strict=True):
+        thing = _thing(rng, look, shrink * bulk, (x, height, z))
+        height += thing.scale * NOUNS[look.noun].rest
+        things.append(thing)
+    return tuple(reversed(things))

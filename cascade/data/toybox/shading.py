@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cascade.data.toybox.nouns import KINDS
+from cascade.data.toybox.materials import LIFT, MATERIALS, texture
 from cascade.data.toybox.packing import Packed, Triple, triple
+from cascade.data.toybox.shapes import KINDS
 
 SUN = 0.78  # of an upright white surface's brightness
 AMBIENT = 0.36
 SPECULAR, SHININESS = 0.22, 40.0
 LIGHT_SLOPE = 0.085  # tangent of half the angle under which the light is seen: the penumbra grows by it
 BEVEL = 0.022  # world width over which an edge looks rounded
+POLE = 0.85  # the height, of an ellipsoid's, above which its texture lies flat on it
 SHARPEST = 0.008  # world half-width of the sharpest shadow's edge
 
 
@@ -121,12 +124,21 @@ def backdrop(packed: Packed, rays: Triple, point: Triple, lit: Tensor, open_shar
     return out[0], out[1], out[2]
 
 
-def surface(packed: Packed, which: Tensor, at: Triple) -> Triple:
-    """Unit outward normals in the world (three of H) at points `at` on primitives `which` (H), with softened edges."""
+@dataclass(frozen=True)
+class Surface:
+    """Points on primitives, as three of H each."""
+
+    normal: Triple  # unit and outward, in the world, with softened edges
+    unit: Triple  # the point in unit coordinates
+    gradient: Triple  # the normal in unit coordinates, of any length
+
+
+def surface(packed: Packed, which: Tensor, at: Triple) -> Surface:
+    """The surface of primitives `which` (H) at points `at` (three of H, in the world)."""
     m, half, centre = packed.inverse[which], packed.half[which], packed.centre[which]
     offset = [at[k] - centre[:, k] for k in range(3)]
     ux, uy, uz = (m[:, i, 0] * offset[0] + m[:, i, 1] * offset[1] + m[:, i, 2] * offset[2] for i in range(3))
-    kind = torch.tensor(packed.kind, device=which.device)[which]
+    kind = packed.kinds[which]
     # How much each axis of a box faces outwards: 1 on its face, falling to 0 within BEVEL of the edge next to it.
     ramp = [_ramp(u, half[:, k]) for k, u in enumerate((ux, uy, uz))]
     box = [r * u.sign() for r, u in zip(ramp, (ux, uy, uz), strict=True)]
@@ -146,7 +158,7 @@ def surface(packed: Packed, which: Tensor, at: Triple) -> Triple:
     gz = torch.where(is_box, box[2] * half[:, 2], torch.where(is_ball, uz, side_z))
     nx, ny, nz = (m[:, 0, k] * gx + m[:, 1, k] * gy + m[:, 2, k] * gz for k in range(3))
     scale = (nx * nx + ny * ny + nz * nz).clamp(min=1e-20).rsqrt()
-    return nx * scale, ny * scale, nz * scale
+    return Surface((nx * scale, ny * scale, nz * scale), (ux, uy, uz), (gx, gy, gz))
 
 
 def _ramp(unit: Tensor, half: Tensor) -> Tensor:
@@ -156,10 +168,14 @@ def _ramp(unit: Tensor, half: Tensor) -> Tensor:
     )
 
 
-def shade(packed: Packed, which: Tensor, at: Triple, view: Triple, normal: Triple, lit: Tensor) -> Triple:
-    """Linear RGB (three of H) of points on things: ambient light from above and off the floor, sun, and its gloss."""
+def shade(packed: Packed, which: Tensor, at: Triple, view: Triple, lit: Tensor, pixel: Tensor) -> Triple:
+    """Linear RGB (three of H) of points on things: ambient light from above and off the floor, sun, and its gloss.
+
+    `pixel` (H) is the width of a pixel at each point, in world units.
+    """
     scene, thing = packed.scene_of[which], packed.thing_of[which]
-    nx, ny, nz = normal
+    spot = surface(packed, which, at)
+    nx, ny, nz = spot.normal
     vx, vy, vz = view
     towards = packed.light_basis[scene, 2]
     lx, ly, lz = towards.unbind(1)
@@ -173,6 +189,64 @@ def shade(packed: Packed, which: Tensor, at: Triple, view: Triple, normal: Tripl
     facing = (nx * vx + ny * vy + nz * vz).abs().clamp(max=1.0)
     rim = 0.05 * (1.0 - facing) ** 3
     light = ambient + SUN * lit * sun
-    albedo = packed.albedo[which]
+    # A face that is seen at a slant spreads a pixel out, though only one way: hence not the whole of it.
+    albedo = surface_albedo(packed, which, spot, pixel / facing.clamp(min=0.4))
     r, g, b = (albedo[:, k] * light + gloss + rim for k in range(3))
     return r, g, b
+
+
+def surface_albedo(packed: Packed, which: Tensor, spot: Surface, blur: Tensor) -> Tensor:
+    """H 3, linear: the albedo of primitives `which` with their textures, averaged over `blur` (H, world units)."""
+    albedo = packed.albedo[which]
+    if not packed.materials:
+        return albedo
+    number = packed.material[which]
+    for name in packed.materials:
+        hits = (number == MATERIALS.index(name)).nonzero(as_tuple=True)[0]
+        mine, own = which[hits], albedo[hits]
+        across, up, squeeze = _face_coordinates(packed, mine, spot, hits)
+        change = packed.contrast[mine] * texture(name, across, up, blur[hits] / squeeze)
+        albedo[hits] = (own + change[:, None] * (own + LIFT)).clamp(min=0.0)
+    return albedo
+
+
+def _face_coordinates(packed: Packed, which: Tensor, spot: Surface, hits: Tensor) -> Triple:
+    """Places across and up the faces of primitives `which` at points `hits` (H of both), in world units.
+
+    A face is what looks along the same of the primitive's axes (either way), flattened along it; but the sides of round
+    shapes are rolled out. The third tensor is how much narrower things there are than in the coordinates.
+    """
+    half = packed.half[which]
+    gradient = torch.stack([axis[hits] for axis in spot.gradient], dim=1)
+    unit = torch.stack([axis[hits] for axis in spot.unit], dim=1)
+    face = (gradient.abs() / half).argmax(dim=1)
+    place, axes = unit * half, packed.face_axes[which, face]
+    across, up = (place[:, 0] * a[:, 0] + place[:, 1] * a[:, 1] + place[:, 2] * a[:, 2] for a in axes.unbind(1))
+    squeeze = torch.ones_like(up)
+    side = (packed.rolled[which] & ~_on_cap(packed, which, unit, face)).nonzero(as_tuple=True)[0]
+    if len(side):
+        across[side], up[side], squeeze[side] = _rolled_out(packed, which[side], unit[side], half[side])
+    return across, up, squeeze
+
+
+def _on_cap(packed: Packed, which: Tensor, unit: Tensor, face: Tensor) -> Tensor:
+    """H: whether points (H 3, unit coordinates) are on the flat end of a round shape, or near an ellipsoid's pole."""
+    kind, y = packed.kinds[which], unit[:, 1]
+    is_ball, is_cylinder = kind == KINDS.index("ellipsoid"), kind == KINDS.index("cylinder")
+    return torch.where(is_ball, y.abs() > POLE, torch.where(is_cylinder, face == 1, y < -1.0 + 1e-3))
+
+
+def _rolled_out(packed: Packed, which: Tensor, unit: Tensor, half: Tensor) -> Triple:
+    """Like `_face_coordinates`, on the sides of round shapes: around and along the axis."""
+    x, y, z = unit.unbind(1)
+    kind = packed.kinds[which]
+    is_ball, is_cone = kind == KINDS.index("ellipsoid"), kind == KINDS.index("cone")
+    radius = (x * x + z * z).sqrt()
+    widest = 0.5 * (half[:, 0] + half[:, 2])
+    # Cells keep their number all around, so that they taper with the shape; they have their true width halfway up.
+    true = torch.where(is_ball, 0.85, torch.where(is_cone, 0.75, 1.0))
+    around = 2.0 * torch.atan(x / (radius + z).clamp(min=1e-6)) * true * widest
+    tall = half[:, 1]
+    along = torch.where(is_cone, y * (tall * tall + 0.25 * widest * widest).sqrt(), y * tall)
+    along = torch.where(is_ball, torch.asin(y.clamp(-1.0, 1.0)) * 0.5 * (tall + widest), along)
+    return around, along, (radius / true).clamp(min=0.25, max=1.0)

@@ -1,4 +1,4 @@
-"""Every command and snippet of README.md runs, or stands below with the reason why not.
+"""Every command and snippet of README.md and of the pages in docs/ runs, or stands below with the reason why not.
 
 Python blocks run in order and share their names, as if a reader pasted one after the other. Lines of ```bash blocks,
 and the `$ ` lines of ```console blocks, are commands: `cascade ...` and `python ...` run in a scratch folder, again in
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # A whole command, or a line of a Python block -> why it is not run here. The line alone is left out, not its block.
 NOT_RUN: dict[str, str] = {}
@@ -57,28 +57,31 @@ def kind(command: str) -> str:
     return "make"
 
 
-MARKDOWN = README.read_text(encoding="utf-8") if README.exists() else ""
-BLOCKS = blocks(MARKDOWN)
-COMMANDS = [command for block in BLOCKS if block.language in ("bash", "sh", "console") for command in commands(block)]
-
-needs_readme = pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
+BLOCKS = {page: blocks(page.read_text(encoding="utf-8")) for page in PAGES}
+COMMANDS = [
+    pytest.param(page, command, id=f"{page.name}: {command}")
+    for page, found in BLOCKS.items()
+    for block in found
+    if block.language in ("bash", "sh", "console")
+    for command in commands(block)
+]
 
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("readme")
+    return tmp_path_factory.mktemp("documents")
 
 
-@needs_readme
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command(command, scratch):
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_command(page, command, scratch):
     what = kind(command)
     if what == "skip":
         pytest.skip(NOT_RUN.get(command, "installs, or moves about"))
     if what == "make":
         command, where = re.sub(r"^make\b", "make -n", command), ROOT
     else:
-        where = scratch
+        where = scratch / page.stem
+        where.mkdir(exist_ok=True)
     scripts = Path(sys.executable).parent
     assert what == "make" or (scripts / "cascade").exists(), "the console script is missing: pip install -e ."
     result = subprocess.run(
@@ -93,21 +96,21 @@ def test_command(command, scratch):
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
 
 
-@needs_readme
-def test_python_blocks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
-    for block in BLOCKS:
+    for block in BLOCKS[page]:
         if block.language == "python":
             lines = ["" if line.strip() in NOT_RUN else line for line in block.text.splitlines()]
-            # Empty lines in front make a traceback name the line of the README.
-            exec(compile("\n" * (block.line - 1) + "\n".join(lines), str(README), "exec"), names)
+            # Empty lines in front make a traceback name the line of the page.
+            exec(compile("\n" * (block.line - 1) + "\n".join(lines), str(page), "exec"), names)
 
 
-@needs_readme
 def test_exceptions_are_not_stale():
-    written = {*COMMANDS, *(line.strip() for block in BLOCKS for line in block.text.splitlines())}
-    assert set(NOT_RUN) <= written, f"in NOT_RUN, but no longer in the README: {sorted(set(NOT_RUN) - written)}"
+    lines = {line.strip() for found in BLOCKS.values() for block in found for line in block.text.splitlines()}
+    written = {param.values[1] for param in COMMANDS} | lines
+    assert set(NOT_RUN) <= written, f"in NOT_RUN, but on no page: {sorted(set(NOT_RUN) - written)}"
     assert all(reason.strip() for reason in NOT_RUN.values())
 
 

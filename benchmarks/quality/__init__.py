@@ -1,0 +1,10 @@
+"""How good is the embedded default? Measured, stored as JSON in docs/quality/, and told in docs/quality.md.
+
+python -m benchmarks.quality suite               the toybox suite: verdicts per category, and the failures
+python -m benchmarks.quality super-resolution    materials recognized, consistency, sharpness
+python -m benchmarks.quality guidance            a sweep of the base's guidance weight
+python -m benchmarks.quality curve RUN           score against samples seen, from a training run's snapshots
+python -m benchmarks.quality copies              are samples copies of training scenes?
+python -m benchmarks.quality judge               the judge itself, against images labelled by eye
+python -m benchmarks.quality report              writes docs/quality.md from what is stored
+"""

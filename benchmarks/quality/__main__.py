@@ -1,0 +1,43 @@
+"""python -m benchmarks.quality COMMAND: see the package's docstring."""
+
+from pathlib import Path
+
+import tyro
+
+from benchmarks.quality import copies, curve, guidance, judge, report, suite, super_resolution
+from benchmarks.quality.drawing import Setting
+
+Options = tyro.conf.OmitArgPrefixes[Setting]
+
+
+def measure_suite(setting: Options) -> None:
+    suite.measure(setting)
+
+
+def measure_super_resolution(setting: Options) -> None:
+    super_resolution.measure(setting)
+
+
+def measure_guidance(setting: Options) -> None:
+    guidance.measure(setting)
+
+
+def measure_curve(run: tyro.conf.Positional[Path], setting: Options) -> None:
+    curve.measure(run, setting)
+
+
+def measure_copies(setting: Options) -> None:
+    copies.measure(setting)
+
+
+if __name__ == "__main__":
+    commands = {
+        "suite": measure_suite,
+        "super-resolution": measure_super_resolution,
+        "guidance": measure_guidance,
+        "curve": measure_curve,
+        "copies": measure_copies,
+        "judge": judge.measure,
+        "report": report.write,
+    }
+    tyro.extras.subcommand_cli_from_dict(commands)

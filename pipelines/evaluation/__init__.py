@@ -1,0 +1,1 @@
+"""Judging what a cascade draws: suites of prompts, the toybox detector, verdicts and their intervals."""

@@ -1,0 +1,138 @@
+"""What the toybox detector learns from: true renders of all pairings, and what stands where in them.
+
+S scenes of a shard, T things at most in a scene. Images are RGB, in [-1, 1] as floats and uint8 on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cascade.data.toybox.camera import CAMERA
+from cascade.data.toybox.description import COLOURS, COUNTS
+from cascade.data.toybox.materials import MATERIALS
+from cascade.data.toybox.nouns import NOUNS
+from cascade.data.toybox.render import render
+from cascade.data.toybox.scene import Scene, Thing, sample_scene
+from pipelines.evaluation.detector import CROP, SEEN, SIZE
+
+TRAINING_SEED, VALIDATION_SEED = 424243, 424244  # no other collection's
+SHARD = 1024  # scenes per file
+EMPTY_EVERY = 50  # scenes, of which one shows the bare ground
+FIRST_CROP_SCENE = 1 << 24  # material crops are of other scenes than the pictures
+ROOM = 16  # px that a stored crop is larger than a read one, to shift it about
+FIELDS = ("noun", "colour", "x", "y", "z", "log_bulk", "right", "down")  # columns of Shard.things
+
+
+def heart(thing: Thing) -> tuple[float, float]:
+    """The place in the picture, (x right, y down) in [-1, 1], of the middle of its largest part in its own colour.
+
+    That part is solid and shows the material, whereas the middle of a chair's or a table's box is thin air.
+    """
+    noun = NOUNS[thing.look.noun]
+    _, frames, centres = noun.arrays
+    volume = np.abs(np.linalg.det(frames)) * [part.paint == "body" for part in noun.parts]
+    place = np.array(thing.position) + thing.scale * thing.rotation() @ centres[volume.argmax()]
+    right, down = CAMERA.project(place)
+    return float(right), float(down)
+
+
+def things_of(scene: Scene) -> NDArray[np.float32]:
+    """T x FIELDS; rows of NaN where the scene has fewer than T things. noun, colour: index into NOUNS, COLOURS."""
+    rows = np.full((max(COUNTS.values()), len(FIELDS)), np.nan, np.float32)
+    for row, thing in zip(rows, scene.things, strict=False):
+        noun, colour = list(NOUNS).index(thing.look.noun), list(COLOURS).index(thing.look.colour)
+        row[:] = (noun, colour, *thing.position, np.log(thing.bulk), *heart(thing))
+    return rows
+
+
+def bare(scene: Scene) -> Scene:
+    """The same ground and light, with the things moved far out of the frame."""
+    away = lambda at: (at[0] + 60.0, at[1], at[2])  # noqa: E731
+    return replace(scene, things=tuple(replace(thing, position=away(thing.position)) for thing in scene.things))
+
+
+def to_bytes(images: Tensor) -> NDArray[np.uint8]:
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+
+
+def to_images(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pixels).float() / 127.5 - 1
+
+
+def _draw_pictures(seed: int, first: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """S 3 SEEN SEEN and S T FIELDS."""
+    pixels, things = np.empty((count, 3, SEEN, SEEN), np.uint8), []
+    for start in range(0, count, 32):
+        scenes = [sample_scene(seed, first + start + i, pairings="any") for i in range(min(32, count - start))]
+        empty = [(start + i) % EMPTY_EVERY == 0 for i in range(len(scenes))]
+        things += [
+            np.full_like(things_of(s), np.nan) if e else things_of(s) for s, e in zip(scenes, empty, strict=True)
+        ]
+        shown = [bare(scene) if e else scene for scene, e in zip(scenes, empty, strict=True)]
+        pixels[start : start + len(scenes)] = to_bytes(render(shown, SEEN))
+    return pixels, np.stack(things)
+
+
+def _draw_crops(seed: int, first: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """S 3 h h with h = CROP + ROOM, about a heart each, and S indices into MATERIALS, which come evenly."""
+    side = CROP + ROOM
+    materials = np.empty(count, np.int64)
+    by_place: dict[tuple[int, int], list[tuple[int, Scene]]] = defaultdict(list)  # crops at one place are drawn at once
+    for i in range(count):
+        scene = sample_scene(seed, FIRST_CROP_SCENE + first + i, pairings="any")
+        rng = np.random.default_rng([seed, first + i])
+        draws = rng.integers(len(MATERIALS), size=len(scene.things))
+        if scene.relation is None:
+            draws[:] = draws[0]
+        looks = [replace(thing.look, material=MATERIALS[m]) for thing, m in zip(scene.things, draws, strict=True)]
+        things = [replace(thing, look=look) for thing, look in zip(scene.things, looks, strict=True)]
+        which = rng.integers(len(things))
+        materials[i] = draws[which]
+        left, top = (
+            int(np.clip(round(((at + 1) / 2 * SIZE - side / 2) / 8) * 8, 0, SIZE - side)) for at in heart(things[which])
+        )
+        by_place[top, left].append((i, replace(scene, things=tuple(things))))
+    pixels = np.empty((count, 3, side, side), np.uint8)
+    for (top, left), members in by_place.items():
+        rows, scenes = zip(*members, strict=True)
+        pixels[list(rows)] = to_bytes(render(scenes, SIZE, crop=(top, left, side, side)))
+    return pixels, materials
+
+
+@dataclass(frozen=True)
+class Shard:
+    """pixels S 3 SEEN SEEN, things S T FIELDS, crops S 3 h h, materials S; memory-mapped."""
+
+    pixels: NDArray[np.uint8]
+    things: NDArray[np.float32]
+    crops: NDArray[np.uint8]
+    materials: NDArray[np.int64]
+
+
+def render_shard(folder: Path, number: int, *, seed: int = TRAINING_SEED) -> None:
+    """Draw shard `number` into the folder, unless it is there."""
+    final = folder / f"shard-{number:03d}"
+    if final.is_dir():
+        return
+    fresh = folder / f".{final.name}.{os.getpid()}"
+    fresh.mkdir(parents=True, exist_ok=True)
+    pixels, things = _draw_pictures(seed, number * SHARD, SHARD)
+    crops, materials = _draw_crops(seed, number * SHARD, SHARD)
+    for name, array in (("pixels", pixels), ("things", things), ("crops", crops), ("materials", materials)):
+        np.save(fresh / f"{name}.npy", array)
+    fresh.rename(final)  # only now: a shard that is there is whole
+
+
+def read_shard(folder: Path, number: int) -> Shard:
+    at = folder / f"shard-{number:03d}"
+    if not at.is_dir():
+        raise FileNotFoundError(f"no {at}: draw it with render_shard({str(folder)!r}, {number})")
+    return Shard(*(np.load(at / f"{name}.npy", mmap_mode="r") for name in ("pixels", "things", "crops", "materials")))
