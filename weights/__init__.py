@@ -1,6 +1,6 @@
 """Checkpoints: JSON and named tensors, on disk and on the hub. A leaf: builds no networks, runs no stored code."""
 
-from weights.hub import EMBEDDED, resolve
+from weights.hub import EMBEDDED, EMBEDDED_DETECTOR, resolve
 from weights.store import (
     StageFiles,
     WeightsError,
@@ -14,6 +14,7 @@ from weights.store import (
 
 __all__ = [
     "EMBEDDED",
+    "EMBEDDED_DETECTOR",
     "StageFiles",
     "WeightsError",
     "atomic_write",

@@ -7,6 +7,7 @@ from pathlib import Path
 from weights.store import WeightsError
 
 EMBEDDED = Path(__file__).parent / "toybox"  # package data: the default cascade
+EMBEDDED_DETECTOR = Path(__file__).parent / "toybox-detector"  # and the detector that judges its images
 _FILES = ["*.json", "*.safetensors", "*.model", "*.md", "*.txt"]  # nothing that could hold code
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.quality import copies, curve, guidance, judge, report, suite, super_resolution
+from benchmarks.quality import copies, curve, gallery, guidance, judge, report, suite, super_resolution
 from benchmarks.quality.drawing import Setting
 
 Options = tyro.conf.OmitArgPrefixes[Setting]
@@ -30,8 +30,13 @@ def measure_copies(setting: Options) -> None:
     copies.measure(setting)
 
 
+def draw_gallery(setting: Options) -> None:
+    gallery.draw(setting)
+
+
 if __name__ == "__main__":
     commands = {
+        "gallery": draw_gallery,
         "suite": measure_suite,
         "super-resolution": measure_super_resolution,
         "guidance": measure_guidance,

@@ -1,4 +1,4 @@
-"""How well the toybox detector judges: `python -m pipelines.evaluation.detector_validation` prints the table.
+"""How well the toybox detector judges: `python -m pipelines.evaluation.detector.validation` prints the table.
 
 True renders of the suite's expected scenes, clean and spoilt, each judged by its own prompt and by another of its
 category. Pictures are 256 px.
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cascade.data.toybox.render import render
 from cascade.data.toybox.scene import Scene, arrange
-from pipelines.evaluation.corruptions import blur, coarsen, jpeg, noise
-from pipelines.evaluation.detector import FOLDER, SIZE, Detector
+from pipelines.evaluation.detector.corruptions import blur, coarsen, jpeg, noise
+from pipelines.evaluation.detector.network import FOLDER, SIZE, Detector
 from pipelines.evaluation.judge import Found, judge
 from pipelines.evaluation.suite import TOYBOX, Prompt, read_suite
 

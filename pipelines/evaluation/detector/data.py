@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,19 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cascade.data.toybox.camera import CAMERA
-from cascade.data.toybox.description import COLOURS, COUNTS
+from cascade.data.toybox.description import COLOURS, COUNTS, KIND_WEIGHTS
 from cascade.data.toybox.materials import MATERIALS
 from cascade.data.toybox.nouns import NOUNS
 from cascade.data.toybox.render import render
 from cascade.data.toybox.scene import Scene, Thing, sample_scene
-from pipelines.evaluation.detector import CROP, SEEN, SIZE
+from pipelines.evaluation.detector.network import CROP, SEEN, SIZE
 
-TRAINING_SEED, VALIDATION_SEED = 424243, 424244  # no other collection's
+TRAINING_SEED, VALIDATION_SEED, CROWDED_SEED = 424243, 424244, 424246  # no other collections'
+# Things that stand on each other or hide each other are the hardest to read.
+CROWDED = {"count": 0.05, "left": 0.1, "front": 0.15, "on": 0.3, "stack": 0.4}
 SHARD = 1024  # scenes per file
 EMPTY_EVERY = 50  # scenes, of which one shows the bare ground
 FIRST_CROP_SCENE = 1 << 24  # material crops are of other scenes than the pictures
 ROOM = 16  # px that a stored crop is larger than a read one, to shift it about
-FIELDS = ("noun", "colour", "x", "y", "z", "log_bulk", "right", "down")  # columns of Shard.things
+FIELDS = ("noun", "colour", "x", "y", "z", "log_bulk", "right", "down")  # columns of Pictures.things
 
 
 def heart(thing: Thing) -> tuple[float, float]:
@@ -67,22 +71,41 @@ def to_images(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels).float() / 127.5 - 1
 
 
-def _draw_pictures(seed: int, first: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """S 3 SEEN SEEN and S T FIELDS."""
+@dataclass(frozen=True)
+class Pictures:
+    """pixels S 3 SEEN SEEN, things S T FIELDS; memory-mapped."""
+
+    pixels: NDArray[np.uint8]
+    things: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """pixels S 3 h h with h = CROP + ROOM, about a heart each; materials S, indices into MATERIALS; memory-mapped."""
+
+    pixels: NDArray[np.uint8]
+    materials: NDArray[np.int64]
+
+
+S = TypeVar("S", Pictures, Crops)
+
+
+def draw_pictures(seed: int, first: int, count: int, kind_weights: Mapping[str, float] = KIND_WEIGHTS) -> Pictures:
+    """Pictures `first` and on of collection `seed`."""
     pixels, things = np.empty((count, 3, SEEN, SEEN), np.uint8), []
     for start in range(0, count, 32):
-        scenes = [sample_scene(seed, first + start + i, pairings="any") for i in range(min(32, count - start))]
-        empty = [(start + i) % EMPTY_EVERY == 0 for i in range(len(scenes))]
-        things += [
-            np.full_like(things_of(s), np.nan) if e else things_of(s) for s, e in zip(scenes, empty, strict=True)
-        ]
-        shown = [bare(scene) if e else scene for scene, e in zip(scenes, empty, strict=True)]
-        pixels[start : start + len(scenes)] = to_bytes(render(shown, SEEN))
-    return pixels, np.stack(things)
+        shown = []
+        for i in range(start, min(start + 32, count)):
+            scene = sample_scene(seed, first + i, kind_weights, pairings="any")
+            empty = i % EMPTY_EVERY == 0
+            things.append(np.full_like(things_of(scene), np.nan) if empty else things_of(scene))
+            shown.append(bare(scene) if empty else scene)
+        pixels[start : start + len(shown)] = to_bytes(render(shown, SEEN))
+    return Pictures(pixels, np.stack(things))
 
 
-def _draw_crops(seed: int, first: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """S 3 h h with h = CROP + ROOM, about a heart each, and S indices into MATERIALS, which come evenly."""
+def draw_crops(seed: int, first: int, count: int) -> Crops:
+    """Crops `first` and on of collection `seed`; materials come evenly."""
     side = CROP + ROOM
     materials = np.empty(count, np.int64)
     by_place: dict[tuple[int, int], list[tuple[int, Scene]]] = defaultdict(list)  # crops at one place are drawn at once
@@ -104,35 +127,18 @@ def _draw_crops(seed: int, first: int, count: int) -> tuple[NDArray[np.uint8], N
     for (top, left), members in by_place.items():
         rows, scenes = zip(*members, strict=True)
         pixels[list(rows)] = to_bytes(render(scenes, SIZE, crop=(top, left, side, side)))
-    return pixels, materials
+    return Crops(pixels, materials)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """pixels S 3 SEEN SEEN, things S T FIELDS, crops S 3 h h, materials S; memory-mapped."""
-
-    pixels: NDArray[np.uint8]
-    things: NDArray[np.float32]
-    crops: NDArray[np.uint8]
-    materials: NDArray[np.int64]
-
-
-def render_shard(folder: Path, number: int, *, seed: int = TRAINING_SEED) -> None:
-    """Draw shard `number` into the folder, unless it is there."""
+def shard(folder: Path, number: int, draw: Callable[[int, int], S], kind: type[S]) -> S:
+    """Shard `number` of those in the folder, from the disk; drawn by draw(first, count) if it is not yet there."""
     final = folder / f"shard-{number:03d}"
-    if final.is_dir():
-        return
-    fresh = folder / f".{final.name}.{os.getpid()}"
-    fresh.mkdir(parents=True, exist_ok=True)
-    pixels, things = _draw_pictures(seed, number * SHARD, SHARD)
-    crops, materials = _draw_crops(seed, number * SHARD, SHARD)
-    for name, array in (("pixels", pixels), ("things", things), ("crops", crops), ("materials", materials)):
-        np.save(fresh / f"{name}.npy", array)
-    fresh.rename(final)  # only now: a shard that is there is whole
-
-
-def read_shard(folder: Path, number: int) -> Shard:
-    at = folder / f"shard-{number:03d}"
-    if not at.is_dir():
-        raise FileNotFoundError(f"no {at}: draw it with render_shard({str(folder)!r}, {number})")
-    return Shard(*(np.load(at / f"{name}.npy", mmap_mode="r") for name in ("pixels", "things", "crops", "materials")))
+    names = [field.name for field in fields(kind)]
+    if not final.is_dir():
+        fresh = folder / f".{final.name}.{os.getpid()}"
+        fresh.mkdir(parents=True, exist_ok=True)
+        drawn = draw(number * SHARD, SHARD)
+        for name in names:
+            np.save(fresh / f"{name}.npy", getattr(drawn, name))
+        fresh.rename(final)  # only now: a shard that is there is whole
+    return kind(*(np.load(final / f"{name}.npy", mmap_mode="r") for name in names))

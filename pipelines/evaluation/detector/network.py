@@ -1,7 +1,7 @@
 """The toybox detector: what stands where in a picture, so that a prompt's verdict (judge.py) needs no person.
 
 One network of two parts. What-and-where reads the picture at 128 px: a map of 16 x 16 cells says where the hearts of
-things are (detector_data.py; Zhou et al. 2019, "Objects as Points") and for each its noun, colour, place and bulk.
+things are (data.py; Zhou et al. 2019, "Objects as Points") and for each its noun, colour, place and bulk.
 Material reads 64 x 64 pixels about each heart at the picture's full 256 px, the only scale at which textures show.
 
 B images, T things found in all of them, C channels, H W cells or pixels.
@@ -23,7 +23,7 @@ from cascade.data.toybox.description import COLOURS
 from cascade.data.toybox.materials import MATERIALS
 from cascade.data.toybox.nouns import NOUNS
 from pipelines.evaluation.judge import Found
-from weights import EMBEDDED, WeightsError, atomic_write, check_tensors
+from weights import EMBEDDED_DETECTOR, WeightsError, atomic_write, check_tensors
 
 SIZE = 256  # px, the side of the pictures that are judged
 SEEN = 128  # px, the side at which what-and-where sees them
@@ -31,8 +31,9 @@ CROP = 64  # px of SIZE, the side of what material sees
 CELL = 8  # px of SEEN
 GRID = SEEN // CELL
 AT_ONCE = 32  # pictures
-FOLDER = EMBEDDED / "detector"
+FOLDER = EMBEDDED_DETECTOR
 CONFIG, TENSORS = "config.json", "model.safetensors"
+SAME = 1.0  # cells; nearer hearts are one
 GROUP = 16  # channels that are normalized together
 
 # What each cell says, in the order of its channels. heart: whether one is here; offset: from the cell's middle to the
@@ -67,7 +68,7 @@ class DetectorConfig:
             if getattr(self, name) != world:
                 raise ValueError(
                     f"{name} {getattr(self, name)}: the toybox now has {world}; train the detector anew "
-                    "(python -m pipelines.evaluation.detector_training)"
+                    "(python -m pipelines.evaluation.detector.training)"
                 )
 
 
@@ -110,12 +111,15 @@ class WhatAndWhere(nn.Module):
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """B 3 SEEN SEEN in [-1, 1] -> for each of HEADS, B GRID GRID C; hearts, nouns and colours as logits."""
+        out = self.heads(self.features(pictures)).float().permute(0, 2, 3, 1)
+        return dict(zip(HEADS, out.split(list(HEADS.values()), dim=-1), strict=True))
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """B 3 SEEN SEEN in [-1, 1] -> B C GRID GRID, from which the heads read."""
         axis = torch.linspace(-1, 1, SEEN, device=pictures.device, dtype=pictures.dtype)
         # The camera never moves, so where in the picture a thing is tells its place in the world.
         where = torch.stack(torch.meshgrid(axis, axis, indexing="xy")).expand(len(pictures), -1, -1, -1)
-        x = torch.cat([pictures, where], dim=1).contiguous(memory_format=torch.channels_last)
-        out = self.heads(self.trunk(x)).float().permute(0, 2, 3, 1)
-        return dict(zip(HEADS, out.split(list(HEADS.values()), dim=-1), strict=True))
+        return self.trunk(torch.cat([pictures, where], dim=1).contiguous(memory_format=torch.channels_last))
 
 
 class Material(nn.Module):
@@ -144,6 +148,13 @@ class Detector(nn.Module):
         self.material = Material(config)
 
     @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """What what-and-where knows of each image, as 4 x 4 parts of it: B D. Takes images as `find` does."""
+        check_images(images)
+        maps = self.what_and_where.features(F.avg_pool2d(to_size(images.float()), SIZE // SEEN))
+        return F.adaptive_avg_pool2d(maps.float(), 4).flatten(1)
+
+    @torch.no_grad()
     def find(self, images: Tensor) -> list[list[Found]]:
         """What is seen in each image, surest first.
 
@@ -153,8 +164,8 @@ class Detector(nn.Module):
         check_images(images)
         device = self.material.nearness.device
         found = []
-        for part in images.split(AT_ONCE):
-            found += self._find(to_size(part.to(device, torch.float32)))
+        for start in range(0, len(images), AT_ONCE):
+            found += self._find(to_size(images[start : start + AT_ONCE].to(device, torch.float32)))
         return found
 
     def _find(self, images: Tensor) -> list[list[Found]]:
@@ -201,7 +212,7 @@ class Detector(nn.Module):
         folder = Path(folder)
         for path in (folder / CONFIG, folder / TENSORS):
             if not path.is_file():
-                raise WeightsError(f"no {path}; train one with python -m pipelines.evaluation.detector_training")
+                raise WeightsError(f"no {path}; train one with python -m pipelines.evaluation.detector.training")
         try:
             config = decode(DetectorConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), CONFIG)
         except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
@@ -220,9 +231,17 @@ class Detector(nn.Module):
 
 
 def hearts(maps: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Scores in [0, 1] and whether a cell's is the highest of those around it, B H W each."""
-    score = maps["heart"][..., 0].sigmoid()
-    return score, score == F.max_pool2d(score, 3, stride=1, padding=1)
+    """Scores in [0, 1], and whether a cell is the surest of those that point to the same heart; B H W each.
+
+    Cells that lie side by side may well know of different hearts, such as those of two flat things on each other.
+    """
+    score = maps["heart"][..., 0].sigmoid().flatten(1)  # B HW
+    axis = torch.arange(GRID, device=score.device) + 0.5
+    middle = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # H W 2
+    at = (middle + maps["offset"]).flatten(1, 2)  # B HW 2
+    same = torch.cdist(at, at) < SAME
+    outdone = (same & (score[:, None, :] > score[:, :, None])).any(dim=2)
+    return score.unflatten(1, (GRID, GRID)), ~outdone.unflatten(1, (GRID, GRID))
 
 
 def check_images(images: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Trains the toybox detector: `python -m pipelines.evaluation.detector_training --minutes 30`.
+"""Trains the toybox detector: `python -m pipelines.evaluation.detector.training --minutes 30`.
 
 Run again, it goes on where it was. B batch, T things at most in a scene, H W cells.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cascade.training.loop import Budget, Loop, LoopConfig
-from pipelines.evaluation.corruptions import blur, coarsen, jpeg, noise
-from pipelines.evaluation.detector import (
+from pipelines.evaluation.detector.corruptions import blur, coarsen, jpeg, noise
+from pipelines.evaluation.detector.data import (
+    CROWDED,
+    CROWDED_SEED,
+    FIELDS,
+    ROOM,
+    TRAINING_SEED,
+    VALIDATION_SEED,
+    Crops,
+    Pictures,
+    S,
+    draw_crops,
+    draw_pictures,
+    shard,
+    to_images,
+)
+from pipelines.evaluation.detector.network import (
     CROP,
     FOLDER,
     GRID,
@@ -26,16 +42,6 @@ from pipelines.evaluation.detector import (
     Material,
     WhatAndWhere,
     hearts,
-)
-from pipelines.evaluation.detector_data import (
-    FIELDS,
-    ROOM,
-    TRAINING_SEED,
-    VALIDATION_SEED,
-    Shard,
-    read_shard,
-    render_shard,
-    to_images,
 )
 
 LOOP = LoopConfig(learning_rate=2e-3, warmup_steps=100, decay=0.5, ema_decay=0.998, checkpoint_minutes=2.0)
@@ -157,7 +163,7 @@ def what_and_where_loss(maps: dict[str, Tensor], targets: Targets) -> dict[str, 
 class WhatAndWhereTask:
     """Batches of pictures from the shards, spoilt; a loss is a function of (weights, seed, step)."""
 
-    def __init__(self, model: WhatAndWhere, shards: list[Shard], batch: int = 32, seed: int = 0) -> None:
+    def __init__(self, model: WhatAndWhere, shards: list[Pictures], batch: int = 32, seed: int = 0) -> None:
         self.model, self.shards, self.batch, self.seed = model, shards, batch, seed
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -171,8 +177,8 @@ class WhatAndWhereTask:
     def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """B 3 SEEN SEEN and B T FIELDS. Half are mirrored, as the world is symmetric; a few show nothing."""
         rows = _rows(self.shards, self.batch, rng)
-        pictures = to_images(np.stack([shard.pixels[i] for shard, i in rows]))
-        things = torch.from_numpy(np.stack([shard.things[i] for shard, i in rows]))
+        pictures = to_images(np.stack([source.pixels[i] for source, i in rows]))
+        things = torch.from_numpy(np.stack([source.things[i] for source, i in rows]))
         mirror = torch.from_numpy(rng.random(self.batch) < 0.5)
         pictures[mirror] = pictures[mirror].flip(-1)
         for field in ("x", "right"):
@@ -186,7 +192,7 @@ class WhatAndWhereTask:
 class MaterialTask:
     """Batches of crops from the shards, shifted about and slightly spoilt; else as WhatAndWhereTask."""
 
-    def __init__(self, model: Material, shards: list[Shard], batch: int = 64, seed: int = 0) -> None:
+    def __init__(self, model: Material, shards: list[Crops], batch: int = 64, seed: int = 0) -> None:
         self.model, self.shards, self.batch, self.seed = model, shards, batch, seed
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -202,54 +208,59 @@ class MaterialTask:
         """B 3 CROP CROP, half of them mirrored, and B indices into MATERIALS."""
         rows = _rows(self.shards, self.batch, rng)
         pixels = np.empty((self.batch, 3, CROP, CROP), np.uint8)
-        for crop, (shard, i), (y, x) in zip(pixels, rows, rng.integers(ROOM + 1, size=(self.batch, 2)), strict=True):
-            crop[:] = shard.crops[i, :, y : y + CROP, x : x + CROP]
+        for crop, (source, i), (y, x) in zip(pixels, rows, rng.integers(ROOM + 1, size=(self.batch, 2)), strict=True):
+            crop[:] = source.pixels[i, :, y : y + CROP, x : x + CROP]
         crops = to_images(pixels)
         mirror = torch.from_numpy(rng.random(self.batch) < 0.5)
         crops[mirror] = crops[mirror].flip(-1)
-        return crops, torch.from_numpy(np.array([shard.materials[i] for shard, i in rows]))
+        return crops, torch.from_numpy(np.array([source.materials[i] for source, i in rows]))
 
 
-def _rows(shards: list[Shard], batch: int, rng: np.random.Generator) -> list[tuple[Shard, int]]:
+def _rows(shards: list[S], batch: int, rng: np.random.Generator) -> list[tuple[S, int]]:
     picked = [shards[i] for i in rng.integers(len(shards), size=batch)]
-    return [(shard, int(rng.integers(len(shard.materials)))) for shard in picked]
+    return [(source, int(rng.integers(len(source.pixels)))) for source in picked]
 
 
 @torch.no_grad()
-def choose_threshold(model: WhatAndWhere, shard: Shard) -> float:
-    """The score that counts the things right in most of the shard's pictures; the middle one of the best."""
-    there = (~np.isnan(shard.things[..., 0])).sum(axis=1)
+def choose_threshold(model: WhatAndWhere, pictures: Pictures) -> float:
+    """The score that counts the things right in most of the pictures; the middle one of the best."""
+    there = (~np.isnan(pictures.things[..., 0])).sum(axis=1)
     thresholds = np.arange(0.1, 0.81, 0.02).round(2)
     right = np.zeros(len(thresholds), np.int64)
     for start in range(0, len(there), 64):
-        scores, peaks = hearts(model(to_images(np.array(shard.pixels[start : start + 64]))))
+        scores, peaks = hearts(model(to_images(np.array(pictures.pixels[start : start + 64]))))
         counted = (scores * peaks).flatten(1)[..., None] >= torch.from_numpy(thresholds)  # B HW thresholds
         right += (counted.sum(dim=1).numpy() == there[start : start + 64, None]).sum(axis=0)
     return float(np.median(thresholds[right == right.max()]).round(2))
 
 
-def train(minutes: float, shards: int = 16, runs: Path = Path("runs/detector"), folder: Path = FOLDER) -> None:
+def train(
+    minutes: float, shards: int = 16, crowded: int = 4, runs: Path = Path("runs/detector"), folder: Path = FOLDER
+) -> None:
     """Draw what is missing of the training scenes, train both parts, and write the detector.
 
-    minutes: training time in all, those of earlier runs included; drawing comes on top. shards: of 1024 pictures and as
-    many crops. runs: where the scenes and the runs' states are kept. folder: where the detector is written.
+    minutes: training time in all, those of earlier runs included; drawing comes on top. shards: of 1024 pictures and
+    as many crops. crowded: of 1024 pictures of the hardest kinds. runs: where all that is kept, and the runs' states.
+    folder: where the detector is written.
     """
-    for number in range(shards):
-        render_shard(runs / "scenes", number, seed=TRAINING_SEED)
-    render_shard(runs / "validation", 0, seed=VALIDATION_SEED)
-    scenes = [read_shard(runs / "scenes", number) for number in range(shards)]
+    train_on = partial(draw_pictures, TRAINING_SEED)
+    crowd = partial(draw_pictures, CROWDED_SEED, kind_weights=CROWDED)
+    pictures = [shard(runs / "pictures", number, train_on, Pictures) for number in range(shards)]
+    pictures += [shard(runs / "crowded", number, crowd, Pictures) for number in range(crowded)]
+    crops = [shard(runs / "crops", number, partial(draw_crops, TRAINING_SEED), Crops) for number in range(shards)]
+    validation = shard(runs / "validation", 0, partial(draw_pictures, VALIDATION_SEED), Pictures)
     torch.manual_seed(0)
     detector = Detector(DetectorConfig())
     tasks = {
-        "material": MaterialTask(detector.material, scenes),
-        "what-and-where": WhatAndWhereTask(detector.what_and_where, scenes),
+        "material": MaterialTask(detector.material, crops),
+        "what-and-where": WhatAndWhereTask(detector.what_and_where, pictures),
     }
     for part, task in tasks.items():
         loop = Loop(task, LOOP, runs / part)
         loop.resume()
         loop.run(Budget(minutes=minutes * (MATERIAL_SHARE if part == "material" else 1 - MATERIAL_SHARE)))
         task.model.load_state_dict(loop.ema.model.state_dict())
-    threshold = choose_threshold(detector.what_and_where, read_shard(runs / "validation", 0))
+    threshold = choose_threshold(detector.what_and_where, validation)
     detector.config = replace(detector.config, threshold=threshold)
     detector.save_pretrained(folder)
 
