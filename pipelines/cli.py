@@ -31,6 +31,8 @@ class Command:
 
 COMMANDS = {
     "generate": Command("pipelines.generate", "generate", "draw images from prompts"),
+    "batch": Command("pipelines.batch.command", "batch", "draw images for every prompt of a file, resumably"),
+    "export": Command("pipelines.evaluation.exporters", "export", "lay out a batch as GenEval and others expect it"),
     "info": Command("pipelines.info", "info", "say what a cascade folder holds, or how a PNG was made"),
 }
 
@@ -53,10 +55,10 @@ def overview() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0 done, 2 wrong use or bad input, 130 interrupted.
+    """Run one command; return the exit status: 0 done, 1 not all of it, 2 wrong use or bad input, 130 interrupted.
 
-    Bad input (a ValueError, TypeError or OSError from the command) is reported as one line on stderr;
-    CASCADE_TRACEBACK=1 lets the exception through instead.
+    A command that can do a part of its work returns its status. Bad input (a ValueError, TypeError, OSError or
+    MemoryError from the command) is reported as one line on stderr; CASCADE_TRACEBACK=1 lets the exception through.
     """
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
     if name in ("-h", "--help"):
@@ -79,15 +81,15 @@ def _run(name: str, arguments: list[str]) -> int:
     import tyro  # after the overview, which must not wait for it
 
     try:
-        tyro.cli(function, prog=f"cascade {name}", args=arguments)
-    except (ValueError, TypeError, OSError) as error:
+        status = tyro.cli(function, prog=f"cascade {name}", args=arguments)
+    except (ValueError, TypeError, OSError, MemoryError) as error:
         if os.environ.get("CASCADE_TRACEBACK") == "1":
             raise
         return _fail(" ".join(str(error).split()) or type(error).__name__)
     except KeyboardInterrupt:
         print("\ncascade: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _fail(message: str) -> int:

@@ -78,11 +78,11 @@ def generate(
         height=height,
         width=width,
         num_images_per_prompt=images,
-        num_inference_steps=_scalar(steps),
-        guidance_scale=_scalar(guidance),
-        thresholding=_scalar(thresholding),
-        aug_level=_scalar(aug_level),
-        sampler=_scalar(sampler),
+        num_inference_steps=per_stage(steps),
+        guidance_scale=per_stage(guidance),
+        thresholding=per_stage(thresholding),
+        aug_level=per_stage(aug_level),
+        sampler=per_stage(sampler),
         seed=seed,
         image=picture,
         start_stage=start_stage,
@@ -106,7 +106,7 @@ def generate(
         print(path)
 
 
-def _scalar(values: Sequence[Any]) -> Any:
+def per_stage(values: Sequence[Any]) -> Any:
     """Nothing as None, one value as itself, several as a list: what `Pipeline` takes."""
     return None if not values else values[0] if len(values) == 1 else list(values)
 

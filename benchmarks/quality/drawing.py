@@ -13,10 +13,10 @@ from torch import Tensor
 from cascade import Pipeline
 from cascade.data.toybox import Description
 from conditioning.lowres import upsample
+from pipelines.batch import generate_batch, read_run
 from pipelines.evaluation.detector import Detector
 from pipelines.evaluation.judge import Verdict, judge
 from pipelines.evaluation.suite import TOYBOX, Prompt, read_suite
-from pipelines.images import from_tensor
 
 BATCH = 16
 JUDGED = 256  # px
@@ -51,28 +51,20 @@ class Setting:
         return chosen
 
 
-def draw(pipe: Pipeline, prompts: Sequence[Prompt], each: int, first: int = 0, **options: Any) -> Iterator[Tensor]:
-    """`each` images of every prompt from `first` on, N 3 H W in [-1, 1] at a time; image k of all has seed k."""
+def draw(pipe: Pipeline, prompts: Sequence[Prompt], each: int, **options: Any) -> Iterator[Tensor]:
+    """`each` images of every prompt, N 3 H W in [-1, 1] at a time; image k of all has seed k, whatever the options."""
     at_once = max(1, BATCH // each)
-    for start in range(first, len(prompts), at_once):
+    for start in range(0, len(prompts), at_once):
         some = [prompt.prompt for prompt in prompts[start : start + at_once]]
         out = pipe(some, num_images_per_prompt=each, seed=start * each, output_type="pt", **options)
         yield from out.images.float().mul(2).sub(1).unflatten(0, (-1, each))
 
 
 def draw_to(folder: Path, setting: Setting, prompts: Sequence[Prompt]) -> list[list[Path]]:
-    """The files of `draw`, per prompt; what is already in the folder is not drawn again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [[folder / f"{row:04d}-{k}.png" for k in range(setting.images)] for row in range(len(prompts))]
-    there = next((row for row, own in enumerate(files) if not all(file.exists() for file in own)), len(files))
-    if there < len(prompts):
-        pipe = setting.pipeline()
-        todo = draw(pipe, prompts, setting.images, there)
-        for own, images in zip(files[there:], todo, strict=True):
-            for file, picture in zip(own, from_tensor(images, "pil"), strict=True):
-                picture.save(file)
-            print(f"{own[0].stem}/{len(prompts)}", flush=True)
-    return files
+    """The files of every prompt's images, drawn into a run folder; what is already there is not drawn again."""
+    texts = [prompt.prompt for prompt in prompts]
+    generate_batch(setting.pipeline(), texts, folder, images_per_prompt=setting.images, batch_size=BATCH)
+    return [list(paths) for _, _, paths in read_run(folder)]
 
 
 def read_images(files: Sequence[Path]) -> Tensor:

@@ -10,6 +10,7 @@ from benchmarks.quality import suite
 from benchmarks.quality.chart import chart
 from benchmarks.quality.drawing import read_images
 from benchmarks.quality.stored import IMAGES, load
+from pipelines.batch import read_run
 from pipelines.evaluation.intervals import Share, clustered_share
 from pipelines.evaluation.suite import TOYBOX, read_suite
 from pipelines.images import from_tensor, grid
@@ -81,7 +82,7 @@ def suite_section(stored: dict[str, Any]) -> str:
         ("one object, held-out colour", share(singles, bound)),
         ("two objects, held-out relation", share(related, right)),
     ]
-    _failures(rows, stored["images_per_prompt"])
+    _failures(rows)
     return "\n\n".join(
         [
             f"## The toybox suite\n\n{len(rows)} prompts, {stored['images_per_prompt']} images each, 256 px. The"
@@ -100,13 +101,13 @@ def _failed(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
     return [failed[i] for i in np.linspace(0, len(failed) - 1, min(FAILURES, len(failed))).round().astype(int)]
 
 
-def _failures(rows: Sequence[dict[str, Any]], each: int) -> None:
+def _failures(rows: Sequence[dict[str, Any]]) -> None:
     """The picture of failures, where the drawn images are at hand."""
-    files = [suite.DRAWN / f"{n:04d}-{k}.png" for n, k in _failed(rows)]
-    if files and all(file.exists() for file in files):
-        grid(from_tensor(read_images(files), "pil"), 6).resize((6 * 160, -(-len(files) // 6) * 160)).save(
-            IMAGES / "failures.jpg", quality=90
-        )
+    if suite.DRAWN.exists() and (failed := _failed(rows)):
+        run = read_run(suite.DRAWN)
+        files = [run.path(prompt, image) for prompt, image in failed]
+        page = grid(from_tensor(read_images(files), "pil"), 6)
+        page.resize((page.width * 5 // 8, page.height * 5 // 8)).save(IMAGES / "failures.jpg", quality=90)
 
 
 def _captions(rows: Sequence[dict[str, Any]]) -> str:

@@ -262,7 +262,7 @@ def save_snapshot(stage: Stage, path: Path) -> None:
     """The averaged weights as they are now, in bf16: a point of the learning curve."""
     path.parent.mkdir(exist_ok=True)
     fresh = path.with_suffix(".part")
-    save_file(stage_files(stage, torch.bfloat16).tensors, fresh)
+    save_file(dict(stage_files(stage, torch.bfloat16).tensors), fresh)
     fresh.rename(path)
 
 

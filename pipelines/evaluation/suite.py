@@ -16,6 +16,7 @@ import numpy as np
 from cascade.data.toybox.captions import paraphrase, plain_caption
 from cascade.data.toybox.description import COUNTS, KIND_WEIGHTS, Description, Pairings, sample_description
 from cascade.data.toybox.materials import MATERIALS
+from pipelines.prompts import PromptRecord
 
 TOYBOX = Path(__file__).parent / "toybox.jsonl"
 MEDIUM, PLAIN = frozenset({"medium"}), frozenset({"plain"})  # what a prompt that names neither size nor material has
@@ -53,6 +54,17 @@ def read_suite(path: Path) -> list[Prompt]:
                 f"{path}, line {number}: expected a JSON object with category and prompt ({error})"
             ) from None
     return prompts
+
+
+def from_record(record: PromptRecord) -> Prompt:
+    """A line of any prompt file, or of a run, as a line of a suite.
+
+    Raises ValueError or TypeError where its "expected" is no Description.
+    """
+    expected = record.extra.get("expected")
+    return Prompt(
+        record.category, record.prompt, Description.from_json(json.dumps(expected)) if expected is not None else None
+    )
 
 
 def toybox_suite() -> list[Prompt]:

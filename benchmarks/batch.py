@@ -1,0 +1,116 @@
+"""What `cascade batch` gains over one process a prompt, and what it loses against sampling alone.
+
+    python benchmarks/batch.py [--prompts 16] [--batch-size 8] [--runs 3] [--device cpu]
+
+Seconds per image, on the toybox suite's first prompts, three ways, alternately in each run:
+
+    one process a prompt    `cascade generate PROMPT` for each, from the call to the written PNG
+    cascade batch           one call for all, from the call to the last PNG: start, weights, text, sampling, files
+    sampling alone          `Pipeline` in batches of the same size, in a process that has loaded everything
+
+The goals are batch at 1.5 times the rate of the first, and at 0.9 of that of the last. "batch, started" leaves out what
+a batch spends once, before its first image, whatever its length; it is `generate_batch` in a process that has loaded
+everything, against the same batches without files.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import tyro
+from environment import ROOT, environment
+
+from cascade import Pipeline
+from pipelines.batch import generate_batch
+from pipelines.evaluation.public_suites import named_suite
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def cascade(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+
+
+def main(
+    prompts: int = 16,
+    batch_size: int = 8,
+    runs: int = 3,
+    steps: tuple[int, ...] = (),
+    model: str | None = None,
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+) -> None:
+    """Print the table.
+
+    Args:
+        prompts: How many, one image each.
+        batch_size: Images drawn at a time.
+        runs: Repetitions, of which the median is shown.
+        steps: Sampling steps, one for all stages or one per stage; the model's own if left out.
+        model: A folder; the embedded default if left out.
+        device: cpu or cuda.
+    """
+    warnings.simplefilter("ignore", UserWarning)  # words the embedded model was not trained on do not matter here
+    records = named_suite("toybox").records[:prompts]
+    texts = [record.prompt for record in records]
+    options = ["--device", device, *(["--model", model] if model else [])]
+    options += ["--steps", *map(str, steps)] if steps else []
+    own_steps = None if not steps else steps[0] if len(steps) == 1 else list(steps)
+    pipe = Pipeline.from_pretrained(model).to(device)
+    pipe.set_progress_bar_config(disable=True)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "prompts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+
+        def one_by_one() -> None:
+            for text in texts:
+                cascade("generate", text, "-o", str(folder / "one.png"), "--seed", "0", *options)
+
+        def whole(run: int) -> None:
+            sizes = ["--batch-size", str(batch_size)]
+            cascade("batch", str(folder / "prompts.txt"), "-o", str(folder / f"batch-{run}"), *sizes, *options)
+
+        def started(run: int) -> None:
+            out = folder / f"started-{run}"
+            generate_batch(pipe, records, out, batch_size=batch_size, num_inference_steps=own_steps, progress=False)
+
+        def sampling() -> None:
+            pipe(texts, seed=0, max_batch_size=batch_size, num_inference_steps=own_steps, output_type="pt")
+
+        pipe(texts[:1], seed=0, num_inference_steps=1)  # what torch sets up at its first call
+        seconds = [
+            (timed(one_by_one), timed(lambda run=run: whole(run)), timed(lambda run=run: started(run)), timed(sampling))
+            for run in range(runs)
+        ]
+
+    print(
+        f"{environment()}\n{prompts} prompts, batches of {batch_size} on {device}, median of {runs} (least to most)\n"
+    )
+    print("| way | seconds/image | batch's rate is |\n|---|---:|---:|")
+    against = {0: "times that", 3: "of that"}
+    names = ("one process a prompt", "cascade batch", "batch, started", "sampling alone")
+    for i, (name, column) in enumerate(zip(names, zip(*seconds, strict=True), strict=True)):
+        each = sorted(second / prompts for second in column)
+        spread = f"{statistics.median(each):.3f} ({each[0]:.3f} to {each[-1]:.3f})"
+        ratio = ""
+        if i in against:
+            whole_batch, alone = (statistics.median(row[i] / row[j] for row in seconds) for j in (1, 2))
+            ratio = f"{whole_batch:.2f} {against[i]}; started {alone:.2f}"
+        print(f"| {name} | {spread} | {ratio} |")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

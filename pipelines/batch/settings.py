@@ -1,0 +1,62 @@
+"""Everything that determines the images of a run, checked before any work starts: what run.json holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cascade import __version__
+from cascade.build import stage_files
+from pipelines.arguments import canvas, check_prompts, samplings, whole_number
+
+if TYPE_CHECKING:
+    from pipelines.text_to_image import Pipeline
+
+
+def run_settings(pipe: Pipeline, options: Mapping[str, Any], negative_prompt: str | None) -> dict[str, Any]:
+    """The model's and the sampling's part of run.json, each default spelled out.
+
+    options: as `Pipeline` takes them. Raises TypeError or ValueError naming the bad value and the remedy.
+    """
+    last = len(pipe.cascade) - 1
+    if options["stop_after"] is not None:
+        last = whole_number(options["stop_after"], "stop_after", 0, last)
+    if negative_prompt is not None:
+        check_prompts(negative_prompt, "negative_prompt")
+    names = ("num_inference_steps", "guidance_scale", "thresholding", "aug_level", "sampler")
+    chosen = samplings(pipe.cascade, *(options[name] for name in names))
+    plan = canvas(pipe.cascade, 0, last, options["height"], options["width"], None, None, None)
+    return {
+        "version": __version__,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "weights": weights_digest(pipe),
+        "height": plan.sizes[-1][0],
+        "width": plan.sizes[-1][1],
+        "stop_after": last,
+        "negative_prompt": negative_prompt,
+        "stages": {stage.config.name: asdict(own) for stage, own in zip(pipe.cascade.stages, chosen, strict=True)},
+    }
+
+
+def weights_digest(pipe: Pipeline) -> str:
+    """SHA-256 over the configs and tensors of all stages and of the text encoder, as they are in memory."""
+    digest = hashlib.sha256()
+
+    def add(config: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        digest.update(json.dumps(config, sort_keys=True).encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    for stage in pipe.cascade.stages:
+        files = stage_files(stage)
+        add(files.config, files.tensors)
+    if pipe.text_encoder is not None:
+        encoder = pipe.text_encoder
+        add({"max_length": encoder.max_length, "padding": encoder.padding}, encoder.model.state_dict())
+    return f"sha256:{digest.hexdigest()}"

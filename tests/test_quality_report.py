@@ -1,0 +1,93 @@
+"""benchmarks/quality: the report says what the stored results say."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks is no installed package
+
+from benchmarks.quality import report, stored, suite  # noqa: E402
+from benchmarks.quality.chart import chart  # noqa: E402
+from benchmarks.quality.drawing import Setting, expected  # noqa: E402
+from pipelines.evaluation.intervals import Share, clustered_share  # noqa: E402
+
+
+@pytest.fixture
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for module, name, where in (
+        (stored, "FOLDER", tmp_path),
+        (report, "IMAGES", tmp_path),
+        (report, "PAGE", tmp_path / "quality.md"),
+        (suite, "DRAWN", tmp_path / "none"),
+    ):
+        monkeypatch.setattr(module, name, where)
+    return tmp_path
+
+
+def suite_rows() -> list[dict]:
+    """Every third prompt of the suite: wrong in colour for one of its two images where the number is odd."""
+    prompts = Setting(prompts=12).suite()
+    return [
+        {
+            "category": prompt.category,
+            "prompt": prompt.prompt,
+            "wrong": [[], ["colour"] if number % 2 else []],
+            "control": [False, False],
+        }
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def test_the_report_of_the_suite(pages: Path) -> None:
+    rows = suite_rows()
+    stored.store("suite", {"images_per_prompt": 2, "rows": rows})
+    report.write()
+    page = (pages / "quality.md").read_text()
+    colours = [row for row in rows if row["category"] == "colours"]
+    right = clustered_share([[not wrong for wrong in row["wrong"]] for row in colours])
+    assert f"| colours | 12 | {right} | " in page
+    assert "(colour)" in page, "failures are named with what is wrong"
+    assert "## Guidance" not in page, "what was not measured is left out"
+    assert json.loads((pages / "suite.json").read_text())["environment"].splitlines()[0] in page
+
+
+def test_the_charts_are_drawn(pages: Path) -> None:
+    rows = [
+        {
+            "category": category,
+            "samples": samples,
+            "weight": float(samples),
+            "right": [True, samples > 1],
+            "bound": [True],
+        }
+        for category in ("colours", "positional")
+        for samples in (1, 2, 3)
+        for _ in range(3)
+    ]
+    stored.store("curve", {"rows": rows})
+    stored.store("guidance", {"rows": rows})
+    report.write()
+    for name in ("learning-curve.svg", "guidance.svg"):
+        assert (pages / name).read_text().count("<polyline") == (3 if name.startswith("learning") else 2)
+
+
+def test_a_chart_places_its_points(tmp_path: Path) -> None:
+    chart({"a": [(0.0, Share(0.0, 0.0, 0.1)), (10.0, Share(1.0, 0.9, 1.0))]}, "x", tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert 'points="52.0,276.0 548.0,16.0"' in text
+
+
+def test_the_control_asks_for_something_else() -> None:
+    prompts = Setting(prompts=5).suite()
+    for number, prompt in enumerate(prompts):
+        other = suite.another(prompts, number)
+        assert other.category == prompt.category
+        assert expected(other) != expected(prompt)
+
+
+def test_a_part_of_the_suite_is_evenly_spaced() -> None:
+    whole, part = Setting(prompts=None).suite("stacks"), Setting(prompts=3).suite("stacks")
+    assert part == [whole[0], whole[round((len(whole) - 1) / 2)], whole[-1]]
