@@ -31,7 +31,7 @@ def toybox_base() -> StageConfig:
         ),
         schedule=Cosine(-12.0, 12.0, shift=-2 * math.log(2)),
         prediction="x",
-        sampling=Sampling(steps=32, sampler="ddim", guidance_scale=5.0),
+        sampling=Sampling(steps=16, sampler="dpmpp_2m", guidance_scale=3.0),
     )
 
 
