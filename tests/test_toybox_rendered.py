@@ -140,3 +140,8 @@ def test_several_processes_render_what_one_does(tmp_path: Path) -> None:
     for workers in (1, 2):
         render_collection(tmp_path / str(workers), seed=7, count=count, size=8, workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_scenes_of_another_world_are_refused(collection: Path) -> None:
+    with pytest.raises(ValueError, match="another seed, or of an earlier toybox"):
+        render_collection(collection, seed=4, count=1, size=8)

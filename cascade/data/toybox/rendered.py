@@ -49,9 +49,15 @@ def render_collection(
 ) -> None:
     """Render scenes 0 .. count - 1 of collection ``seed`` at ``size`` px into ``folder``, but no shard that is there.
 
-    On the CPU the shards are spread over ``workers`` processes (all cores by default).
+    On the CPU the shards are spread over ``workers`` processes (all cores by default). Raises ValueError if the folder
+    holds scenes of another seed, or of a world that has changed since.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    first = _paths(folder, 0)[1]
+    if first.exists() and first.read_text().partition("\n")[0] != sample_scene(seed, 0).to_json():
+        raise ValueError(
+            f"{folder} holds scenes of another seed, or of an earlier toybox; remove it, or choose another"
+        )
     shards = [
         shard for shard in range(-(-count // SHARD)) if _scenes_there(folder, shard) < min(SHARD, count - shard * SHARD)
     ]
