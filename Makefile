@@ -1,5 +1,5 @@
 # Cascade. `make` alone lists the targets.
-#   make demo PROMPT="a blue ball" SEED=0 OUT=demo.png
+#   make demo PROMPT="a blue teapot" SEED=0 OUT=demo.png
 #   make weights MINUTES=10 DEVICE=cuda
 # PYTHON=python3.12 chooses the interpreter the environment is made with; VENV=path where it lives.
 
@@ -8,7 +8,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 
 # `=` and not `?=`: shells export names like PROMPT for their own use; only the command line may set these.
-PROMPT = a blue ball
+PROMPT = a blue teapot
 SEED   = 0
 OUT    = demo.png
 MINUTES =
