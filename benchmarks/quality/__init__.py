@@ -1,5 +1,6 @@
 """How good is the embedded default? Measured, stored as JSON in docs/quality/, and told in docs/quality.md.
 
+python -m benchmarks.quality gallery             the README's pictures: fixed prompts, seed 0
 python -m benchmarks.quality suite               the toybox suite: verdicts per category, and the failures
 python -m benchmarks.quality super-resolution    materials recognized, consistency, sharpness
 python -m benchmarks.quality guidance            a sweep of the base's guidance weight

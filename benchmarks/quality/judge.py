@@ -12,6 +12,8 @@ LABELLED = FOLDER / "labelled"
 
 def measure() -> None:
     """Agreement with the labels, and the share of images called right that are not."""
+    if not LABELLED.is_dir():
+        raise SystemExit(f"no labelled images in {LABELLED}: label some first (labels.jsonl: file, expected, right)")
     detector, rows = Detector.from_pretrained(), []
     for line in (LABELLED / "labels.jsonl").read_text().splitlines():
         record = json.loads(line)

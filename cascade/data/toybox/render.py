@@ -109,7 +109,7 @@ def _shade_tiles(packed: Packed, rays: Triple, near: Tensor, who: Tensor, pixel_
     distance = torch.where(hit, near, (-CAMERA.eye[1] / down).clamp(max=60.0))
     point = triple(e + distance * d for e, d in zip(CAMERA.eye, rays, strict=True))  # three of S T R
     lit = transmittance(packed, point, who, interval)
-    colour = list(backdrop(packed, rays, point, lit, ambient_occlusion(packed, point, None)))
+    colour = list(backdrop(packed, rays, point, lit, ambient_occlusion(packed, point)))
     scene, tile, ray = hit.nonzero(as_tuple=True)
     which = who[scene, tile, ray].long()
     at = triple(axis[scene, tile, ray] for axis in point)

@@ -95,7 +95,7 @@ def _shadow_pairs(packed: Packed, u: Tensor, v: Tensor, y: Tensor) -> tuple[Tens
     return scene_of[primitive], tile, primitive
 
 
-def ambient_occlusion(packed: Packed, point: Triple, skip: None) -> Tensor:
+def ambient_occlusion(packed: Packed, point: Triple) -> Tensor:
     """The share of the ambient light that reaches floor points (three of S T R), with each thing taken as a ball."""
     x, _, z = point
     open_share = torch.ones_like(x)
