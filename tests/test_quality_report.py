@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no installed package
 
-from benchmarks.quality import report, stored, suite  # noqa: E402
+from benchmarks.quality import judge, report, stored, suite  # noqa: E402
 from benchmarks.quality.chart import chart  # noqa: E402
 from benchmarks.quality.drawing import Setting, expected  # noqa: E402
 from pipelines.evaluation.intervals import Share, clustered_share  # noqa: E402
@@ -91,3 +91,21 @@ def test_the_control_asks_for_something_else() -> None:
 def test_a_part_of_the_suite_is_evenly_spaced() -> None:
     whole, part = Setting(prompts=None).suite("stacks"), Setting(prompts=3).suite("stacks")
     assert part == [whole[0], whole[round((len(whole) - 1) / 2)], whole[-1]]
+
+
+def test_the_report_of_the_detector(pages: Path) -> None:
+    right = {"clean": {"colours": 0.9951, "materials": 1.0}, "64 px": {"colours": 0.98}}
+    stored.store("detector", {"scenes": {"colours": 200, "materials": 150}, "right": right})
+    report.write()
+    page = (pages / "quality.md").read_text()
+    assert "| colours | 200 | 99.5% | 98.0% |" in page
+    assert "| materials | 150 | 100.0% | - |" in page
+
+
+def test_labels_that_are_missing_are_named(pages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "LABELLED", pages)
+    with pytest.raises(SystemExit, match=r"benchmarks\.quality label"):
+        judge.measure()
+    (pages / "labels.jsonl").write_text('{"file": "000.jpg", "expected": {}, "right": null}\n')
+    with pytest.raises(SystemExit, match=r"000\.jpg"):
+        judge.measure()

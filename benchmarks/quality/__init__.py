@@ -6,6 +6,8 @@ python -m benchmarks.quality super-resolution    materials recognized, consisten
 python -m benchmarks.quality guidance            a sweep of the base's guidance weight
 python -m benchmarks.quality curve RUN           score against samples seen, from a training run's snapshots
 python -m benchmarks.quality copies              are samples copies of training scenes?
+python -m benchmarks.quality detector            the judge's eyes, on true renders
+python -m benchmarks.quality label               images to label by eye
 python -m benchmarks.quality judge               the judge itself, against images labelled by eye
 python -m benchmarks.quality report              writes docs/quality.md from what is stored
 """

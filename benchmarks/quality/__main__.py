@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.quality import copies, curve, gallery, guidance, judge, report, suite, super_resolution
+from benchmarks.quality import copies, curve, detector, gallery, guidance, judge, label, report, suite, super_resolution
 from benchmarks.quality.drawing import Setting
 
 Options = tyro.conf.OmitArgPrefixes[Setting]
@@ -30,6 +30,10 @@ def measure_copies(setting: Options) -> None:
     copies.measure(setting)
 
 
+def draw_to_label(setting: Options) -> None:
+    label.prepare(setting)
+
+
 def draw_gallery(setting: Options) -> None:
     gallery.draw(setting)
 
@@ -42,6 +46,8 @@ if __name__ == "__main__":
         "guidance": measure_guidance,
         "curve": measure_curve,
         "copies": measure_copies,
+        "detector": detector.measure,
+        "label": draw_to_label,
         "judge": judge.measure,
         "report": report.write,
     }

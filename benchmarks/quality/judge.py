@@ -7,16 +7,22 @@ from benchmarks.quality.stored import FOLDER, store
 from cascade.data.toybox import Description
 from pipelines.evaluation.detector import Detector
 
-LABELLED = FOLDER / "labelled"
+LABELLED, LABELS = FOLDER / "labelled", "labels.jsonl"
 
 
 def measure() -> None:
     """Agreement with the labels, and the share of images called right that are not."""
-    if not LABELLED.is_dir():
-        raise SystemExit(f"no labelled images in {LABELLED}: label some first (labels.jsonl: file, expected, right)")
+    labels = LABELLED / LABELS
+    if not labels.is_file():
+        raise SystemExit(f"no {labels}: draw images to label with `python -m benchmarks.quality label`")
+    records = [json.loads(line) for line in labels.read_text().splitlines()]
+    unlabelled = [record["file"] for record in records if record["right"] is None]
+    if unlabelled:
+        raise SystemExit(
+            f'{len(unlabelled)} images have no label in {labels}, the first {unlabelled[0]}: write "right"'
+        )
     detector, rows = Detector.from_pretrained(), []
-    for line in (LABELLED / "labels.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in records:
         expected = Description.from_json(json.dumps(record["expected"]))
         verdict = verdicts(detector, read_images([LABELLED / record["file"]]), expected)[0]
         rows.append({"file": record["file"], "by_eye": record["right"], "by_detector": verdict.right})

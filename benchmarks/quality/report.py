@@ -177,6 +177,24 @@ def copies_section(stored: dict[str, Any]) -> str:
     )
 
 
+def detector_section(stored: dict[str, Any]) -> str:
+    rows = [
+        (
+            category,
+            count,
+            *(f"{share[category]:.1%}" if category in share else "-" for share in stored["right"].values()),
+        )
+        for category, count in stored["scenes"].items()
+    ]
+    return "\n\n".join(
+        [
+            "## Does the detector see?\n\nTrue renders of the suite's scenes, judged by their own prompt, clean and"
+            " spoilt, and under another prompt of their category.",
+            table(("", "scenes", *stored["right"]), rows),
+        ]
+    )
+
+
 def judge_section(stored: dict[str, Any]) -> str:
     rows = stored["rows"]
     called_right = [row for row in rows if row["by_detector"]]
@@ -195,5 +213,6 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "curve": curve_section,
     "guidance": guidance_section,
     "copies": copies_section,
+    "detector": detector_section,
     "judge": judge_section,
 }

@@ -1,0 +1,179 @@
+"""How often 95% intervals hold the truth: simulated prompts, raters and votes, and the intervals of the reports.
+
+    python benchmarks/coverage.py [--repetitions 10000] [--seed 0]
+
+A vote is 1 with probability logistic(m + prompt effect + rater effect), the effects normal on the logit scale. The truth
+is the expectation of a vote over prompts, raters and votes; m is chosen to make it the share that the table names.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import tyro
+from environment import environment
+
+from pipelines.evaluation.intervals import Share, clustered_share, crossed_share, student_t
+
+PROMPTS = (7, 10, 38, 200)  # DrawBench's smallest category, the next, its largest, and all of it
+RATERS = 25  # of Imagen, per category
+SHARES = (0.5, 0.7, 0.9)
+Z = 1.959964
+
+Interval = Callable[[np.ndarray], Share]
+
+
+def logistic(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def location(share: float, sd: float) -> float:
+    """The m for which logistic(m + sd * normal) has this expectation, by bisection over Gauss-Hermite quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(101)
+    low, high = -30.0, 30.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if weights @ logistic(middle + sd * nodes) / weights.sum() < share:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def simulate(
+    rng: np.random.Generator, prompts: int, raters: int, prompt_sd: float, rater_sd: float, share: float
+) -> np.ndarray:
+    """Votes, prompts x raters."""
+    effects = prompt_sd * rng.standard_normal((prompts, 1)) + rater_sd * rng.standard_normal((1, raters))
+    chance = logistic(location(share, math.hypot(prompt_sd, rater_sd)) + effects)
+    return (rng.random((prompts, raters)) < chance).astype(np.float64)
+
+
+def naive(votes: np.ndarray) -> Share:
+    """Wilson's interval as if every vote were independent of the others."""
+    known = votes[~np.isnan(votes)]
+    n, p = len(known), float(known.mean())
+    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    return Share(p, centre - half, centre + half)
+
+
+def by_prompt(votes: np.ndarray) -> Share:
+    return clustered_share([row[~np.isnan(row)].tolist() for row in votes])
+
+
+def coverage(samples: Iterable[np.ndarray], truth: float, interval: Interval) -> tuple[float, float]:
+    """How often the interval of a sample holds the truth, and the mean width."""
+    found = [interval(votes) for votes in samples]
+    return (
+        float(np.mean([share.low <= truth <= share.high for share in found])),
+        float(np.mean([share.high - share.low for share in found])),
+    )
+
+
+def row(labels: Iterable[object], samples: list[np.ndarray], truth: float, *intervals: Interval) -> str:
+    """A line of a table; the last interval is the one that should hold, and is marked where it does not."""
+    *others, (covered, width) = [coverage(samples, truth, interval) for interval in intervals]
+    mark = "" if 0.93 <= covered <= 0.97 else " *"
+    cells = [
+        *labels,
+        *(f"{100 * share:.1f}" for share, _ in others),
+        f"{100 * covered:.1f}{mark}",
+        f"{100 * width:.1f}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def head(*names: str) -> str:
+    return f"\n| {' | '.join(names)} |\n|{'---:|' * len(names)}"
+
+
+def block(votes: np.ndarray, groups: int) -> np.ndarray:
+    """As if each of `groups` groups of prompts had been shown to raters of its own: votes laid out block by block."""
+    parts = np.array_split(np.arange(len(votes)), groups)
+    raters = votes.shape[1] // groups
+    laid = np.full_like(votes, np.nan)
+    for g, rows in enumerate(parts):
+        laid[rows, g * raters : (g + 1) * raters] = votes[rows, g * raters : (g + 1) * raters]
+    return laid
+
+
+def known_exactly(
+    rng: np.random.Generator, prompts: int, prompt_sd: float, share: float, repetitions: int
+) -> tuple[float, float]:
+    """Coverage of Student's t interval over the prompts' own shares, and over their logits, were they known exactly.
+
+    No votes can tell more of a sample of prompts. The second asks for the mean logit: the right scale for these
+    effects, and another question.
+    """
+    m = location(share, prompt_sd)
+    logits = m + prompt_sd * rng.standard_normal((repetitions, prompts))
+
+    def covered(values: np.ndarray, truth: float) -> float:
+        half = student_t(0.975, prompts - 1) * values.std(axis=1, ddof=1) / math.sqrt(prompts)
+        return float((abs(values.mean(axis=1) - truth) <= half).mean())
+
+    return covered(logistic(logits), share), covered(logits, m)
+
+
+def main(repetitions: int = 10_000, seed: int = 0) -> None:
+    """Print the tables.
+
+    Args:
+        repetitions: Simulated evaluations per line.
+        seed: Of the simulation.
+    """
+    rng, began = np.random.default_rng(seed), time.perf_counter()
+    print(f"{environment()}\n{repetitions} repetitions a line, seed {seed}; coverage and width in percent")
+
+    print(f"\nVotes of {RATERS} raters, each on every prompt")
+    print(
+        head("prompts", "sd of prompts", "sd of raters", "share", "naive", "by prompt", "by prompt and rater", "width")
+    )
+    for prompts in PROMPTS:
+        for prompt_sd in (0, 1, 2):
+            for rater_sd in (0, 0.5):
+                for share in SHARES:
+                    samples = [simulate(rng, prompts, RATERS, prompt_sd, rater_sd, share) for _ in range(repetitions)]
+                    labels = prompts, prompt_sd, rater_sd, share
+                    print(row(labels, samples, share, naive, by_prompt, crossed_share), flush=True)
+
+    print("\nThe share by prompt were it known exactly, from infinitely many raters without effects of their own")
+    print(head("prompts", "sd of prompts", "share", "t over shares", "t over logits, for the mean logit"))
+    for prompts in PROMPTS:
+        exact = known_exactly(rng, prompts, 2, 0.9, repetitions)
+        print(f"| {prompts} | 2 | 0.9 | {100 * exact[0]:.1f} | {100 * exact[1]:.1f} |")
+
+    print("\nOther plans: sd of prompts 1, of raters 0.5, share 0.7")
+    print(head("prompts", "raters", "plan", "naive", "by prompt", "by prompt and rater", "width"))
+    plans: list[tuple[int, int, str, Callable[[np.ndarray], np.ndarray]]] = [
+        (38, 5, "every rater, every prompt", lambda votes: votes),
+        (200, 5, "every rater, every prompt", lambda votes: votes),
+        (38, 25, "half of the votes, by chance", lambda votes: np.where(rng.random(votes.shape) < 0.5, votes, np.nan)),
+        (200, 25, "a rater stops after 1 to 200", lambda votes: np.where(_done(rng, votes.shape), votes, np.nan)),
+        (200, 110, "11 groups of prompts with 10 raters each", lambda votes: block(votes, 11)),
+    ]
+    for prompts, raters, plan, leave in plans:
+        samples = [leave(simulate(rng, prompts, raters, 1, 0.5, 0.7)) for _ in range(repetitions)]
+        print(row((prompts, raters, plan), samples, 0.7, naive, by_prompt, crossed_share), flush=True)
+
+    print("\nVerdicts of a judge on 8 images a prompt: clustered_share")
+    print(head("prompts", "sd of prompts", "share", "naive", "by prompt", "width"))
+    for prompts in PROMPTS:
+        for prompt_sd in (0, 1, 2):
+            for share in SHARES:
+                samples = [simulate(rng, prompts, 8, prompt_sd, 0, share) for _ in range(repetitions)]
+                print(row((prompts, prompt_sd, share), samples, share, naive, by_prompt), flush=True)
+    print(f"\n{time.perf_counter() - began:.0f} seconds")
+
+
+def _done(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Which prompts each rater has come to, each in an order of their own."""
+    prompts, raters = shape
+    order = rng.random(shape).argsort(axis=0).argsort(axis=0)
+    return order < rng.integers(1, prompts + 1, raters)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
