@@ -37,12 +37,14 @@ COMMANDS = {
 }
 
 
-def overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+def overview(group: str = "") -> str:
+    """What there is: all commands, or those of a group, such as drawbench."""
+    commands = {name: command for name, command in COMMANDS.items() if name.startswith(group)}
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in commands.items()]
     return "\n".join(
         [
-            "usage: cascade COMMAND ...",
+            f"usage: cascade {group or 'COMMAND'} ...",
             "",
             "Cascaded pixel-space text-to-image diffusion.",
             "",
@@ -60,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     A command that can do a part of its work returns its status. Bad input (a ValueError, TypeError, OSError or
     MemoryError from the command) is reported as one line on stderr; CASCADE_TRACEBACK=1 lets the exception through.
     """
-    name, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
-    if name in ("-h", "--help"):
-        print(overview())
+    name, rest = _split([*(sys.argv[1:] if argv is None else argv)])
+    group, _, last = name.rpartition(" ")
+    if last in ("-h", "--help"):
+        print(overview(group))
         return 0
     if name == "--version":
         print(f"cascade {__version__}")
@@ -74,6 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"no command {name!r}{_suggestion(name)}")
     with _plain_warnings():
         return _run(name, rest)
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    """The command's name, of one word or two, and what follows it."""
+    length = 2 if words and words[0] in _groups() else 1
+    return " ".join(words[:length]), words[length:]
+
+
+def _groups() -> set[str]:
+    """The first words of the commands that have two."""
+    return {name.split()[0] for name in COMMANDS if " " in name}
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -98,8 +112,9 @@ def _fail(message: str) -> int:
 
 
 def _suggestion(name: str) -> str:
-    nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-    return f"; did you mean {nearest[0]!r}?" if nearest else f"; there are: {', '.join(COMMANDS)}"
+    group = [command for command in COMMANDS if command.startswith(f"{name.split()[0]} ")]
+    nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5) if name not in _groups() else []
+    return f"; did you mean {nearest[0]!r}?" if nearest else f"; there are: {', '.join(group or COMMANDS)}"
 
 
 @contextmanager

@@ -46,9 +46,34 @@ def test_overview_names_every_command(capsys):
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_answers_help(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([name, "--help"])
+        cli.main([*name.split(), "--help"])
     assert stop.value.code == 0
     assert f"cascade {name}" in capsys.readouterr().out
+
+
+class TestCommandsOfTwoWords:
+    @pytest.fixture(autouse=True)
+    def _command(self, monkeypatch):
+        monkeypatch.setitem(cli.COMMANDS, "paint draw", cli.Command(__name__, "draw", "draw one thing"))
+
+    def test_runs(self, capsys):
+        assert cli.main(["paint", "draw", "--prompt", "a cat"]) == 0
+        assert capsys.readouterr().out == "a cat 0\n"
+
+    def test_the_group_has_an_overview_of_its_own(self, capsys):
+        assert cli.main(["paint", "--help"]) == 0
+        text = capsys.readouterr().out
+        assert "usage: cascade paint ..." in text
+        assert "paint draw  draw one thing" in text
+        assert "generate" not in text
+
+    def test_the_group_alone_names_its_commands(self, capsys):
+        assert cli.main(["paint"]) == 2
+        assert capsys.readouterr().err.endswith("there are: paint draw\n")
+
+    def test_a_wrong_second_word(self, capsys):
+        assert cli.main(["paint", "drwa"]) == 2
+        assert "did you mean 'paint draw'?" in capsys.readouterr().err
 
 
 def test_version(capsys):
