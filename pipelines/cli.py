@@ -33,6 +33,7 @@ COMMANDS = {
     "generate": Command("pipelines.generate", "generate", "draw images from prompts"),
     "batch": Command("pipelines.batch.command", "batch", "draw images for every prompt of a file, resumably"),
     "export": Command("pipelines.evaluation.exporters", "export", "lay out a batch as GenEval and others expect it"),
+    "drawbench rate": Command("pipelines.evaluation.rating.command", "rate", "ask people which of two runs they prefer"),
     "info": Command("pipelines.info", "info", "say what a cascade folder holds, or how a PNG was made"),
 }
 
