@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from conditioning.captions import Preprocessing, check_preprocessing, preprocess
 from conditioning.tokenizer import MODEL_FILE, PAD, Tokenizer
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ class TextEmbedding:
         """D, the width of the text encoder."""
         return self.tokens.shape[2]
 
+    @property
+    def visible(self) -> Tensor:
+        """What a network may attend to, (B, N), bool: the prompt's tokens, and its padding where that is kept."""
+        return self.mask if self.padding == "trimmed" else torch.ones_like(self.mask)
+
     def __getitem__(self, rows: slice) -> TextEmbedding:
         """Some of the prompts; N stays."""
         if not isinstance(rows, slice):
@@ -84,7 +90,7 @@ class TextEmbedding:
 
     @staticmethod
     def cat(embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
-        """Join along the batch; shorter ones are padded with masked zeros to the longest N."""
+        """Join along the batch; shorter ones are padded with masked zeros to the longest N, unless padding is kept."""
         if not embeddings:
             raise ValueError("no embeddings to join")
         first = embeddings[0]
@@ -93,7 +99,10 @@ class TextEmbedding:
             theirs = (other.width, other.tokens.dtype, other.tokens.device, other.padding)
             if ours != theirs:
                 raise ValueError(f"embeddings differ in (width, dtype, device, padding): {ours} and {theirs}")
-        length = max(e.tokens.shape[1] for e in embeddings)
+        lengths = [e.tokens.shape[1] for e in embeddings]
+        length = max(lengths)
+        if first.padding == "kept" and set(lengths) != {length}:
+            raise ValueError(f"embeddings whose padding is kept must be of one length, got {lengths}")
         pad = torch.nn.functional.pad
         tokens = [pad(e.tokens, (0, 0, 0, length - e.tokens.shape[1])) for e in embeddings]
         masks = [pad(e.mask, (0, length - e.mask.shape[1])) for e in embeddings]
@@ -118,11 +127,19 @@ class TextEncoder:
 
     model: transformers' T5EncoderModel, put into eval mode, its parameters frozen. max_length: the most tokens a prompt
     may have, the end-of-sequence token included; what is beyond is cut with a warning. padding: see TextEmbedding;
-    under "trimmed" a call pads to its longest prompt, under "kept" to max_length.
+    under "trimmed" a call pads to its longest prompt, under "kept" to max_length. preprocessing: of a prompt before it
+    is tokenized, see `conditioning.captions`. null_prompt: the prompt that stands for no text, None for zeros.
     """
 
     def __init__(
-        self, model: T5EncoderModel, tokenizer: Tokenizer, *, max_length: int = 128, padding: Padding = "trimmed"
+        self,
+        model: T5EncoderModel,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int = 128,
+        padding: Padding = "trimmed",
+        preprocessing: Preprocessing = "none",
+        null_prompt: str | None = None,
     ) -> None:
         if max_length < 2:
             raise ValueError(f"max_length is {max_length}; expected at least 2, one token and the end of the sequence")
@@ -133,10 +150,14 @@ class TextEncoder:
                 f"the tokenizer has {tokenizer.pieces} pieces and the encoder embeds {model.config.vocab_size}: "
                 "they do not belong together"
             )
+        check_preprocessing(preprocessing)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.padding: Padding = padding
+        self.preprocessing: Preprocessing = preprocessing
+        self.null_prompt = null_prompt
+        self._null: TextEmbedding | None = None  # of the null prompt, once it was asked for
 
     @classmethod
     def from_pretrained(
@@ -146,8 +167,11 @@ class TextEncoder:
         *,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        variant: str | None = None,
         max_length: int = 128,
         padding: Padding = "trimmed",
+        preprocessing: Preprocessing = "none",
+        null_prompt: str | None = None,
         local_files_only: bool = False,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -156,7 +180,8 @@ class TextEncoder:
 
         model: a local folder or a hub id, in transformers' layout, or with that layout in subfolders `text_encoder/`
         and `tokenizer/` (what `save_pretrained` writes). tokenizer: the same, where the model's own folder has none.
-        dtype: None keeps the type the weights are stored in. revision, token, cache_dir: for a hub id.
+        dtype: None keeps the type the weights are stored in. variant: of the weights' files, such as fp16. revision,
+        token, cache_dir: for a hub id.
 
         Safetensors are preferred; a legacy `.bin` is read with torch's weights-only unpickler.
         Raises FileNotFoundError naming what is missing.
@@ -164,7 +189,15 @@ class TextEncoder:
         root = _folder(model, revision, local_files_only, token, cache_dir)
         words = root if tokenizer is None else _folder(tokenizer, None, local_files_only, token, cache_dir)
         holder = words / "tokenizer" if (words / "tokenizer" / MODEL_FILE).is_file() else words
-        return cls(_load_t5(root, dtype), Tokenizer.from_folder(holder), max_length=max_length, padding=padding)
+        check_preprocessing(preprocessing)
+        return cls(
+            _load_t5(root, dtype, variant),
+            Tokenizer.from_folder(holder),
+            max_length=max_length,
+            padding=padding,
+            preprocessing=preprocessing,
+            null_prompt=null_prompt,
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `text_encoder/` (safetensors) and `tokenizer/` into a folder; loading gives bit-equal embeddings.
@@ -172,7 +205,7 @@ class TextEncoder:
         max_length and padding are not part of that layout: whoever names the encoder (cascade.json) keeps them.
         """
         folder = Path(folder)
-        with _quiet():
+        with quiet():
             self.model.save_pretrained(folder / "text_encoder")
         self.tokenizer.save(folder / "tokenizer")
 
@@ -192,9 +225,9 @@ class TextEncoder:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TextEncoder:
         """Move the encoder, in place."""
         torch.nn.Module.to(self.model, device=device, dtype=dtype)
+        self._null = None
         return self
 
-    @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> TextEmbedding:
         """Embed prompts; the embedding of one does not depend on the others.
 
@@ -209,7 +242,11 @@ class TextEncoder:
                 raise TypeError(f"prompt {i} is {prompt!r}, a {type(prompt).__name__}; expected a string")
             if not prompt.strip():
                 raise ValueError(f"prompt {i} is {prompt!r}, which is empty; describe an image, or use `null`")
-        rows = [self.tokenizer(prompt, self.max_length) for prompt in prompts]
+        return self._embed(prompts)
+
+    @torch.no_grad()
+    def _embed(self, prompts: Sequence[str]) -> TextEmbedding:
+        rows = [self.tokenizer(preprocess(prompt, self.preprocessing), self.max_length) for prompt in prompts]
         length = self.max_length if self.padding == "kept" else max(len(row) for row in rows)
         ids = torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
         mask = torch.tensor([[i < len(row) for i in range(length)] for row in rows])
@@ -219,10 +256,13 @@ class TextEncoder:
 
     def null(self, batch: int) -> TextEmbedding:
         """No text, for guidance, in this encoder's width, type and device."""
+        if self.null_prompt is not None:
+            self._null = self._null or self._embed([self.null_prompt])
+            return self._null.repeat_interleave(batch)
         return TextEmbedding.null(batch, self.width, padding=self.padding, device=self.device, dtype=self.dtype)
 
 
-def _load_t5(root: Path, dtype: torch.dtype | None) -> T5EncoderModel:
+def _load_t5(root: Path, dtype: torch.dtype | None, variant: str | None = None) -> T5EncoderModel:
     """The encoder in `root`, or in its subfolder text_encoder/."""
     from transformers.models.t5.modeling_t5 import T5EncoderModel
 
@@ -232,14 +272,18 @@ def _load_t5(root: Path, dtype: torch.dtype | None) -> T5EncoderModel:
     safe = any(folder.glob("*.safetensors"))
     if not safe and not any(folder.glob("*.bin")):
         raise FileNotFoundError(f"no weights in {folder}: expected model.safetensors (or a legacy pytorch_model.bin)")
-    with _quiet():
+    with quiet():
         return T5EncoderModel.from_pretrained(
-            folder, dtype="auto" if dtype is None else dtype, use_safetensors=safe, local_files_only=True
+            folder,
+            dtype="auto" if dtype is None else dtype,
+            variant=variant,
+            use_safetensors=safe,
+            local_files_only=True,
         )
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars, which for one file are noise."""
     from transformers.utils import logging
 

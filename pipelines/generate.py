@@ -66,12 +66,10 @@ def generate(
     import torch
 
     from pipelines.metadata import save_png
+    from pipelines.process import Process
     from pipelines.text_to_image import Pipeline
 
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device is {device}, and torch {torch.__version__} finds no GPU; leave the option out")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = Pipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+    pipe = Pipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(Process().device(device))
     out = pipe(
         list(prompts),
         negative_prompt,

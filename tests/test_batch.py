@@ -12,8 +12,9 @@ from PIL import Image
 from pipelines.batch import generate_batch, read_run
 from pipelines.batch import writer as batch_writer
 from pipelines.batch.run import Lines, sha256
-from pipelines.batch.share import Process, find_share
+from pipelines.batch.share import find_share
 from pipelines.metadata import read_png
+from pipelines.process import Process
 from pipelines.prompts import PromptFile, PromptRecord, read_prompts
 
 PROMPTS = ["a red car", "a blue ball on a red house", "a green house", "a red ball", "a blue car on a red ball"]

@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipelines import cli
 from pipelines.batch import generate_batch, read_run
-from pipelines.batch.share import Process
 from pipelines.metadata import read_png
+from pipelines.process import Process
 from pipelines.prompts import read_prompts
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -31,7 +31,7 @@ def work(model, out, rank, world, batch_size, log):
     import torch
 
     from pipelines.batch import generate_batch
-    from pipelines.batch.share import Process
+    from pipelines.process import Process
     from pipelines.text_to_image import Pipeline
 
     torch.set_num_threads(1)

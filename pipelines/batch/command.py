@@ -1,13 +1,12 @@
 """`cascade batch`: a prompt file to a run folder."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipelines.batch.share import Process
 from pipelines.generate import per_stage
+from pipelines.process import Process
 
 
 def batch(
@@ -64,7 +63,7 @@ def batch(
     from pipelines.text_to_image import Pipeline
 
     process = Process.from_environment()
-    pipe = Pipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(_device(device, process))
+    pipe = Pipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(process.device(device))
     options: dict[str, Any] = {
         "num_inference_steps": per_stage(steps),
         "guidance_scale": per_stage(guidance),
@@ -88,34 +87,5 @@ def batch(
     )
     share = "" if process.world == 1 else f" (process {process.rank} of {process.world})"
     print(f"{output}{share}: {result.made} images made, {result.kept} kept, {result.failed} failed")
-    _wait_for_the_others(process)
+    process.wait_for_the_others()
     return 1 if result.failed else 0
-
-
-def _wait_for_the_others(process: Process) -> None:
-    """A launcher ends all processes when one exits with a status, so one that failed at some images stays until all
-    have finished. All its images are on the disk by then, and it has needed none of the others.
-    """
-    if process.world == 1:
-        return
-    from datetime import timedelta
-
-    from accelerate import PartialState
-
-    try:
-        state = PartialState(cpu=True, timeout=timedelta(days=30))
-        state.wait_for_everyone()
-        state.destroy_process_group()
-    except RuntimeError as error:
-        print(f"cascade: warning: another process did not finish ({str(error).splitlines()[0]})", file=sys.stderr)
-
-
-def _device(name: str | None, process: Process) -> str:
-    """The device named, else this process's GPU, else the CPU."""
-    import torch
-
-    if name is not None and name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device is {name}, and torch {torch.__version__} finds no GPU; leave the option out")
-    if name in (None, "cuda") and torch.cuda.is_available():
-        return f"cuda:{process.local_rank % torch.cuda.device_count()}"
-    return name or "cpu"

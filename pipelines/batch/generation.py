@@ -25,9 +25,10 @@ from pipelines.arguments import MAX_SEED, unknown_words, whole_number
 from pipelines.batch.memory import MicroBatches
 from pipelines.batch.run import ERRORS, Lines, claim
 from pipelines.batch.settings import run_settings
-from pipelines.batch.share import Process, Share, find_share
+from pipelines.batch.share import Share, find_share
 from pipelines.batch.texts import Texts, embed, encoder_set_aside
 from pipelines.batch.writer import Drawn, Errors, Writer
+from pipelines.process import Process
 from pipelines.prompts import PromptFile, PromptRecord
 from pipelines.text_to_image import Pipeline
 

@@ -6,45 +6,14 @@ depend on the number of processes or on what is there already.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.batch.run import IMAGES, image_path, read_manifests, sha256
+from pipelines.process import Process
 
-# torchrun and accelerate set the first of each row; MPI, which accelerate starts several CPU machines with, the others.
-RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
-WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
-LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
 HALF_WRITTEN = re.compile(r"\.(\d{5,})-(\d+)\.png\.\d+\.saving")  # what atomic_write leaves when it is killed
-
-
-@dataclass(frozen=True)
-class Process:
-    """Number `rank` of `world` processes; `local_rank` is its number on its machine, and that of its GPU.
-
-    The processes never talk to each other, so none waits for another, and one that dies takes only its share along.
-    """
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world:
-            raise ValueError(f"rank {self.rank} of {self.world} processes; expected 0 to {self.world - 1}")
-
-    @staticmethod
-    def from_environment(environment: Mapping[str, str] | None = None) -> Process:
-        """What torchrun, accelerate launch or MPI say; the only process where none of them does."""
-        environment = os.environ if environment is None else environment
-
-        def first(names: tuple[str, ...], default: int) -> int:
-            return next((int(environment[name]) for name in names if name in environment), default)
-
-        return Process(first(RANK, 0), first(WORLD, 1), first(LOCAL_RANK, 0))
 
 
 @dataclass(frozen=True)

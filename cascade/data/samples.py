@@ -1,0 +1,135 @@
+"""The training set: sample number i of a source, as a pure function of (seed, i).
+
+Which item it shows, which of its captions, whether that is dropped, the crop and the flip follow from the two numbers,
+and so does what takes the place of an item that cannot be used. B samples of a batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cascade.data.order import BatchOrder, item_of
+from cascade.data.skipped import Skipped, TooManySkipped
+from cascade.data.source import ImageSource, Unusable
+from cascade.data.transform import Transform
+from conditioning.embedding_cache import EmbeddingCache
+from conditioning.text import TextEmbedding
+
+PATIENCE = 100  # unusable items for one sample, before giving up
+
+
+@dataclass(frozen=True)
+class Sample:
+    """image: uint8, C H W. dropped: whether the stage is to see no caption. name: the item's. skipped: the items that
+    were tried before it, the first of them the one whose turn it was."""
+
+    index: int
+    image: Tensor
+    caption: str
+    dropped: bool
+    name: str
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: uint8, B C H W. dropped: bool, B. text: the captions' embedding, if there is a cache of them."""
+
+    indices: list[int]
+    images: Tensor
+    captions: list[str]
+    dropped: Tensor
+    names: list[str]
+    skipped: list[tuple[Skipped, ...]]
+    text: TextEmbedding | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def pin_memory(self) -> Batch:
+        """What a DataLoader with ``pin_memory`` calls."""
+        text = self.text
+        if text is not None:
+            text = replace(text, tokens=text.tokens.pin_memory(), mask=text.mask.pin_memory())
+        return replace(self, images=self.images.pin_memory(), dropped=self.dropped.pin_memory(), text=text)
+
+
+class TrainingSet(Dataset[Sample]):
+    """An endless map-style dataset: any index from 0 has a sample.
+
+    text_dropout: the share of captions that is dropped (Imagen: 0.1).
+    """
+
+    def __init__(self, source: ImageSource, transform: Transform, *, seed: int = 0, text_dropout: float = 0.0) -> None:
+        if len(source) == 0:
+            raise ValueError("the source has no images; check its path")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        if not 0 <= text_dropout <= 1:
+            raise ValueError(f"text_dropout must be in [0, 1], got {text_dropout}")
+        self.source, self.transform, self.seed, self.text_dropout = source, transform, seed, text_dropout
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises TooManySkipped if PATIENCE items in a row are unusable."""
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, index], spawn_key=(1,)))
+        dropped = bool(rng.random() < self.text_dropout)
+        skipped: list[Skipped] = []
+        item = item_of(index, len(self.source), self.seed)
+        while len(skipped) < PATIENCE:
+            try:
+                captions = self.source.captions(item)
+                caption = captions[rng.integers(len(captions))]
+                image = self.transform(self.source.image(item), rng)
+                return Sample(index, image, caption, dropped, self.source.name(item), tuple(skipped))
+            except Unusable as error:
+                skipped.append(Skipped(self.source.name(item), str(error)))
+            item = int(rng.integers(len(self.source)))
+        raise TooManySkipped(f"{PATIENCE} items in a row cannot be used", skipped)
+
+
+def collate(samples: Sequence[Sample], cache: EmbeddingCache | None = None) -> Batch:
+    captions = [sample.caption for sample in samples]
+    return Batch(
+        indices=[sample.index for sample in samples],
+        images=torch.stack([sample.image for sample in samples]),
+        captions=captions,
+        dropped=torch.tensor([sample.dropped for sample in samples]),
+        names=[sample.name for sample in samples],
+        skipped=[sample.skipped for sample in samples],
+        text=None if cache is None else cache(captions),
+    )
+
+
+def load_batches(
+    data: TrainingSet,
+    batch_size: int,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    cache: EmbeddingCache | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The batches of process ``rank`` of ``world``, without end, from sample ``start`` on; see BatchOrder.
+
+    workers: processes that prepare them. cache: where the captions' embeddings are; the workers read them, too.
+    """
+    loader = DataLoader(
+        data,
+        batch_sampler=BatchOrder(batch_size, start=start, rank=rank, world=world),
+        collate_fn=partial(collate, cache=cache),
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )
+    try:
+        yield from loader
+    except TooManySkipped as error:  # from a worker it comes with the worker's traceback in its message
+        raise TooManySkipped(str(error).rpartition(f"{TooManySkipped.__name__}: ")[2]) from None
