@@ -1,7 +1,8 @@
 """From configs to modules: the only place where a stored config becomes networks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,15 +12,23 @@ from cascade.denoiser import Denoiser
 from cascade.networks.efficient_unet import EfficientUNet
 from cascade.networks.unet import UNet, UNetConfig
 from cascade.stage import Stage, StageConfig
-from weights.store import StageFiles, check_tensors, read_config, read_stage
+from weights import deepfloyd
+from weights.deepfloyd_names import tensor_names
+from weights.shards import DIFFUSERS, StoredTensors, find_files
+from weights.store import StageFiles, WeightsError, check_tensors, read_config, read_stage
 
 
 def build_stage(config: StageConfig) -> Stage:
     """A stage with new weights, on torch's default device ("meta" for a network without memory)."""
     network = UNet(config.network) if isinstance(config.network, UNetConfig) else EfficientUNet(config.network)
-    return Stage(
-        config, Denoiser(network, config.schedule, config.prediction, learned_variance=config.learned_variance)
+    denoiser = Denoiser(
+        network,
+        config.schedule,
+        config.prediction,
+        learned_variance=config.learned_variance,
+        aug_schedule=None if config.augmentation is None else config.augmentation.schedule,
     )
+    return Stage(config, denoiser)
 
 
 def load_config(folder: str | Path, name: str) -> StageConfig:
@@ -45,6 +54,65 @@ def load_network(stage: Stage, tensors: Mapping[str, Tensor], where: str, dtype:
     network = stage.denoiser.network
     check_tensors({name: tensor.shape for name, tensor in network.state_dict().items()}, tensors, where)
     network.load_state_dict({name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, assign=True)
+
+
+def open_deepfloyd(
+    folder: Path, variant: str | None = None, low_resolution: tuple[int, int] | None = None
+) -> tuple[Stage, StoredTensors]:
+    """A stage of DeepFloyd IF in diffusers' layout: without memory, and the stored tensors, which fit it.
+
+    Only configs and headers are read. Raises WeightsError or ConfigError.
+    """
+    data = deepfloyd.read_stage_config(folder, None if low_resolution is None else list(low_resolution))
+    config = decode(StageConfig, data, str(folder))
+    try:
+        with torch.device("meta"):
+            stage = build_stage(config)
+    except ValueError as error:
+        raise WeightsError(
+            f"{folder / 'unet' / 'config.json'} describes no network that can be built: {error}"
+        ) from error
+    stored = StoredTensors(find_files(folder / "unet", DIFFUSERS, variant))
+    check_tensors(deepfloyd_shapes(stage), stored.shapes, stored.where)
+    return stage, stored
+
+
+def deepfloyd_shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
+    """The tensors of a stage as diffusers names and shapes them."""
+    found = {}
+    names = tensor_names(encode(stage.config)["network"])
+    for ours, tensor in stage.denoiser.network.state_dict().items():
+        for theirs in names[ours]:
+            found[theirs] = (tensor.shape[0] // len(names[ours]), *tensor.shape[1:])
+    return found
+
+
+def fill_deepfloyd(stage: Stage, stored: StoredTensors, dtype: torch.dtype | None = None) -> Stage:
+    """Put stored tensors, which are closed after, in the place of a stage's weights: there is never a second copy."""
+    with stored:
+        network = stage.denoiser.network
+        network.load_state_dict(dict(deepfloyd_tensors(stage.config, stored, dtype)), assign=True)
+    return stage.eval()
+
+
+def deepfloyd_tensors(
+    config: StageConfig, stored: StoredTensors, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors, one after the other, read from diffusers'."""
+    for ours, theirs in tensor_names(encode(config)["network"]).items():
+        parts = [stored.read(name) for name in theirs]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        yield ours, tensor.to(dtype or tensor.dtype)
+
+
+def deepfloyd_files(config: StageConfig, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The way back: the configs of diffusers' components, and the tensors of its U-Net. Raises WeightsError."""
+    data = encode(config)
+    configs = deepfloyd.diffusers_configs(data)
+    found = {}
+    for ours, theirs in tensor_names(data["network"]).items():
+        found |= zip(theirs, tensors[ours].chunk(len(theirs)), strict=True)
+    return configs, found
 
 
 def stage_files(stage: Stage, dtype: torch.dtype | None = None) -> StageFiles:

@@ -20,7 +20,7 @@ from cascade.networks.attention import TextFeatures
 from cascade.networks.base import DiffusionNetwork
 from cascade.networks.blocks import Modulated
 from cascade.parameterization import Prediction, to_x0
-from cascade.schedules import DiscreteTable, Level, Schedule, alpha_sigma
+from cascade.schedules import Cosine, Level, Schedule, alpha_sigma, network_input
 from conditioning.text import TextEmbedding
 
 # A table over all steps may take this many numbers; beyond it, it is built in chunks of steps.
@@ -131,6 +131,7 @@ class Denoiser(nn.Module):
     """A network told the noise level in its own units, read as x0.
 
     A network with twice the image's channels at its output also predicts the variance (``learned_variance``).
+    ``aug_schedule`` is that of the low-resolution image's augmentation.
     """
 
     def __init__(
@@ -140,25 +141,21 @@ class Denoiser(nn.Module):
         prediction: Prediction = "v",
         *,
         learned_variance: bool = False,
+        aug_schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
         if prediction not in ("eps", "x", "v"):
             raise ValueError(f'prediction must be "eps", "x" or "v", got {prediction!r}')
         self.network, self.schedule, self.learned_variance = network, schedule, learned_variance
+        self.aug_schedule = aug_schedule or Cosine()
         self.prediction: Prediction = prediction
         self.modulation_width = sum(
             module.modulation.out_features for module in network.modules() if isinstance(module, Modulated)
         )
 
     def noise_input(self, logsnr: Level) -> Level:
-        """What the network is told: the index into a discrete table, else 1000 (2 / pi) atan(sigma / alpha), the time
-        of the unshifted cosine schedule, which every noise level maps into [0, 1000] whatever schedule is sampled.
-        """
-        if isinstance(self.schedule, DiscreteTable):
-            return self.schedule.index(logsnr)
-        if isinstance(logsnr, Tensor):
-            return torch.atan(torch.exp(-logsnr / 2)) * (2000 / math.pi)
-        return math.atan(math.exp(-logsnr / 2)) * (2000 / math.pi)
+        """What the network is told."""
+        return network_input(self.schedule, logsnr)
 
     def prepare(self, condition: Condition, grid: Sequence[float] = (), *, batch: int | None = None) -> Prepared:
         """Compute what the levels of ``grid`` share; ``batch`` is needed where nothing in the condition tells it."""
@@ -172,11 +169,11 @@ class Denoiser(nn.Module):
         embedded = network.embed_condition(
             sizes.pop(),
             None if text is None else text.tokens,
-            None if text is None else text.mask,
-            None if aug is None else torch.atan(torch.exp(-aug / 2)) * (2000 / math.pi),
+            None if text is None else text.visible,
+            None if aug is None else network_input(self.aug_schedule, aug),
             condition.label,
         )
-        features = None if text is None else network.text_features(text.tokens, text.mask)
+        features = None if text is None else network.text_features(text.tokens, text.visible)
         return Prepared(features, embedded, low_res, ModulationTable(self, embedded, grid))
 
     def pair(self, conditional: Condition, null: Condition, grid: Sequence[float]) -> Prepared:

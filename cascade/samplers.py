@@ -58,11 +58,12 @@ def ddpm(
     noise_fn: NoiseFn,
     after_step: AfterStep | None = None,
     *,
-    interpolation: float = 0.2,
+    interpolation: float | None = None,
 ) -> Iterator[Step]:
     """The ancestral sampler with interpolated or learned variance (DDPM, alg. 2; CFG, section 2; Imagen, section 2.5).
 
-    The log variance lies ``interpolation`` of the way from the posterior's to beta's, or where the network says.
+    The log variance lies ``interpolation`` of the way from the posterior's to beta's; None is where the network says,
+    or 0.2 if it says nothing.
     """
     validate_grid(grid)
     for i, (t, s) in enumerate(pairwise(grid)):
@@ -73,8 +74,8 @@ def ddpm(
         if s != math.inf:
             log_posterior, log_beta = math.log(c * sigma_s**2), math.log(c * sigma_t**2)
             span = log_beta - log_posterior
-            if fraction is None:
-                deviation = math.exp((log_posterior + interpolation * span) / 2)
+            if fraction is None or interpolation is not None:
+                deviation = math.exp((log_posterior + (0.2 if interpolation is None else interpolation) * span) / 2)
             else:
                 deviation = torch.exp((log_posterior + fraction * span) / 2)
             z = z + deviation * noise_fn(i)

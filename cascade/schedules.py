@@ -170,6 +170,8 @@ class DiscreteTable:
 
     def _interpolate(self, value: Level, x: np.ndarray, y: np.ndarray) -> Level:
         def lookup(u: Tensor) -> Tensor:
+            if u.is_meta:  # it has no value to look up
+                return torch.empty_like(u)
             found = np.interp(u.detach().cpu().double().numpy(), x, y)  # a plain number where u has no dimensions
             return torch.as_tensor(found).to(u.device, u.dtype)
 
@@ -198,6 +200,33 @@ def uniform_grid(schedule: Schedule, steps: int, start: float = 1.0) -> list[flo
     if not 0 < start <= 1:
         raise ValueError(f"a grid must start at a time in (0, 1], got {start}")
     return [schedule(start * (steps - i) / steps) for i in range(steps)] + [math.inf]
+
+
+def leading_steps(table: DiscreteTable, steps: int) -> list[int]:
+    """``steps`` whole steps of a table, T // steps apart, down to 0 (DDIM, appendix D.3; diffusers' "leading")."""
+    if not 1 <= steps <= table.steps:
+        raise ValueError(f"steps must be from 1 to the table's {table.steps}, got {steps}")
+    return [i * (table.steps // steps) for i in reversed(range(steps))]
+
+
+def table_grid(table: DiscreteTable, steps: Sequence[int]) -> list[float]:
+    """The levels of some steps of a table, which must fall, then +inf."""
+    if not steps or any(a <= b for a, b in pairwise(steps)) or not 0 <= steps[-1] <= steps[0] < table.steps:
+        raise ValueError(f"timesteps must be falling whole numbers from {table.steps - 1} to 0, got {list(steps)}")
+    levels = table.levels()
+    return [float(levels[step]) for step in steps] + [math.inf]
+
+
+def network_input(schedule: Schedule, logsnr: Level) -> Level:
+    """What a network is told of a noise level: the step of a discrete table it was trained on, else 1000 (2 / pi)
+    atan(sigma / alpha), the time of the unshifted cosine schedule, which every noise level maps into [0, 1000] whatever
+    schedule is sampled.
+    """
+    if isinstance(schedule, DiscreteTable):
+        return schedule.index(logsnr)
+    if isinstance(logsnr, Tensor):
+        return torch.atan(torch.exp(-logsnr / 2)) * (2000 / math.pi)
+    return math.atan(math.exp(-logsnr / 2)) * (2000 / math.pi)
 
 
 def validate_grid(grid: Sequence[float]) -> None:

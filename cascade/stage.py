@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from cascade.denoiser import Condition, Denoiser
 from cascade.guidance import guide
@@ -19,7 +20,7 @@ from cascade.networks.unet import UNetConfig
 from cascade.parameterization import Prediction
 from cascade.randomness import Draws
 from cascade.samplers import SAMPLERS, AfterStep, Step, ddpm
-from cascade.schedules import Cosine, Schedule, uniform_grid
+from cascade.schedules import Cosine, DiscreteTable, Schedule, leading_steps, table_grid, uniform_grid
 from cascade.thresholding import Thresholding, threshold
 from conditioning.lowres import augment, upsample
 from conditioning.text import TextEmbedding
@@ -30,7 +31,10 @@ class Sampling:
     """How a stage draws unless told otherwise.
 
     guidance_scale: 1 is off. aug_level: in [0, 1], for super-resolution only. ddpm_variance: where the ancestral
-    sampler's log variance lies, if none is learned: 0 the posterior's, 1 beta's (SR3).
+    sampler's log variance lies: 0 the posterior's, 1 beta's (SR3); None: where the network has learned it does, or 0.2.
+
+    spacing: "trailing" steps are even from pure noise on; "leading" ones, of a discrete table, end at its step 0 (as
+    diffusers calls them). timesteps: the very steps of the table to visit instead, falling.
     """
 
     steps: int = 32
@@ -39,9 +43,13 @@ class Sampling:
     guidance_interval: tuple[float, float] | None = None
     thresholding: Thresholding = field(default_factory=Thresholding)
     aug_level: float = 0.1
-    ddpm_variance: float = 0.2
+    ddpm_variance: float | None = None
+    spacing: Literal["trailing", "leading"] = "trailing"
+    timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.spacing not in ("trailing", "leading"):
+            raise ValueError(f'spacing must be "trailing" or "leading", got {self.spacing!r}')
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.sampler not in SAMPLERS:
@@ -49,12 +57,18 @@ class Sampling:
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance scale must be a number >= 0 (1 is off), got {self.guidance_scale}")
         for name in ("aug_level", "ddpm_variance"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
 
     def override(self, **values: Any) -> "Sampling":
-        """The same with every value that is not None replaced."""
-        return replace(self, **{name: value for name, value in values.items() if value is not None})
+        """The same with every value that is not None replaced; of steps and timesteps, one takes the other's place."""
+        values = {name: value for name, value in values.items() if value is not None}
+        if "timesteps" in values:
+            values["steps"] = len(values["timesteps"])
+        elif "steps" in values:
+            values["timesteps"] = None
+        return replace(self, **values)
 
 
 @dataclass(frozen=True)
@@ -74,18 +88,26 @@ class Augmentation:
         if not 0 < self.max_level <= 1:
             raise ValueError(f"max_level must be in (0, 1], got {self.max_level}")
 
+    def logsnr(self, level: float) -> float:
+        """The noise level of an augmentation level: on a discrete table, of its step nearest to level T."""
+        if isinstance(self.schedule, DiscreteTable):
+            level = min(round(level * self.schedule.steps), self.schedule.steps - 1) / (self.schedule.steps - 1)
+        return self.schedule(level)
+
 
 @dataclass(frozen=True)
 class StageConfig:
     """Everything about a stage but its weights.
 
     resolution: (height, width) it was trained at. low_resolution: that of the image it enlarges, None for a base.
+    upsampling: how it enlarges it beforehand; "bilinear" lets the corners' pixels meet (align_corners).
     """
 
     name: str
     resolution: tuple[int, int]
     network: UNetConfig | EfficientUNetConfig
     low_resolution: tuple[int, int] | None = None
+    upsampling: Literal["bicubic", "bilinear"] = "bicubic"
     schedule: Schedule = field(default_factory=Cosine)
     prediction: Prediction = "v"
     learned_variance: bool = False
@@ -115,6 +137,15 @@ class StageConfig:
                 raise ValueError(
                     f"resolution {self.resolution} is not divisible by the network's {self.network.divisor}"
                 )
+        if self.sampling.spacing == "leading" or self.sampling.timesteps is not None:
+            _table_grid(self.schedule, self.sampling, 1.0)
+
+
+def _table_grid(schedule: Schedule, sampling: Sampling, start: float) -> list[float]:
+    if not isinstance(schedule, DiscreteTable):
+        raise ValueError(f"leading steps and timesteps are of a DiscreteTable; the schedule is {schedule}")
+    steps = sampling.timesteps or leading_steps(schedule, sampling.steps)
+    return table_grid(schedule, steps[-max(1, round(len(steps) * start)) :])
 
 
 class Stage(nn.Module):
@@ -152,10 +183,19 @@ class Stage(nn.Module):
                 f"stage {self.config.name!r} was trained with aug_level up to {augmentation.max_level}, "
                 f"got {sampling.aug_level}"
             )
+        self.grid(sampling)
 
     def grid(self, sampling: Sampling, start: float = 1.0) -> list[float]:
         """The step grid from time ``start`` in (0, 1], of that share of sampling.steps."""
+        if sampling.spacing == "leading" or sampling.timesteps is not None:
+            return _table_grid(self.denoiser.schedule, sampling, start)
         return uniform_grid(self.denoiser.schedule, max(1, round(sampling.steps * start)), start)
+
+    def enlarged(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
+        """The low-resolution image B 3 h w at the stage's own size, before augmentation."""
+        if self.config.upsampling == "bilinear":
+            return interpolate(low_res, size, mode="bilinear", align_corners=True)
+        return upsample(low_res, size)
 
     def _no_class(self, batch: int) -> Tensor:
         classes = self.denoiser.network.classes
@@ -181,11 +221,11 @@ class Stage(nn.Module):
             return Condition(text=text, label=label)
         if low_res is None:
             raise ValueError(f"stage {self.config.name!r} enlarges an image: give low_res")
-        enlarged = upsample(low_res, size)
+        enlarged = self.enlarged(low_res, size)
         if self.config.augmentation is None:
             return Condition(text=text, low_res=enlarged, label=label)
         self.check_sampling(sampling)
-        level = float(self.config.augmentation.schedule(sampling.aug_level))
+        level = self.config.augmentation.logsnr(sampling.aug_level)
         logsnr = torch.full((len(draws),), level, device=self.device)
         noise = draws.normal("augmentation", (3, *size)).to(self.device)
         return Condition(text, augment(enlarged, logsnr, noise), logsnr, label)

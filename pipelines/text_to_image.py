@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cascade.build import load_stage, stage_files, stage_folder
-from cascade.card import model_card
 from cascade.chain import Cascade
 from cascade.stage import Sampling
 from cascade.thresholding import Thresholding
@@ -29,11 +27,12 @@ from pipelines.arguments import (
     unknown_words,
     whole_number,
 )
-from pipelines.images import OUTPUT_TYPES, OutputType, from_tensor, mask_to_tensor, to_tensor
+from pipelines.images import OUTPUT_TYPES, OutputType, mask_to_tensor, to_tensor
 from pipelines.inpainting import keep_known
 from pipelines.metadata import EMBEDDED_NAME, describe
-from weights.hub import resolve
-from weights.store import read_manifest, save_cascade
+from pipelines.safety import SafetyChecker, release
+from pipelines.storage import load, save
+from pipelines.timesteps import with_timesteps
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Any]
 
@@ -43,13 +42,14 @@ class PipelineOutput:
     """images: as output_type says, in the order of the prompts, a prompt's images together. seeds: one per image.
 
     intermediates: with return_intermediates, what every stage that ran has drawn, in the same form. metadata: per
-    image, everything it takes to draw it again.
+    image, everything it takes to draw it again. flagged: per image, whether a safety checker has blackened it.
     """
 
     images: Any
     seeds: list[int]
     metadata: list[dict[str, Any]]
     intermediates: list[Any] | None = None
+    flagged: list[bool] | None = None
 
 
 class Pipeline:
@@ -58,8 +58,9 @@ class Pipeline:
         pipe = Pipeline.from_pretrained()
         pipe("a red car on top of a blue house", seed=0).images[0].save("out.png")
 
-    vocabulary: the words the cascade was trained on, if they are few; others are warned about. Setting ``interrupt`` to
-    True in a callback stops the call after the step, with the images as they are then.
+    vocabulary: the words the cascade was trained on, if they are few; others are warned about. safety_checker and
+    watermarker, DeepFloyd IF's, act on what a call gives out; None is without. Setting ``interrupt`` to True in a
+    callback stops the call after the step, with the images as they are then.
     """
 
     def __init__(
@@ -71,6 +72,9 @@ class Pipeline:
         licence: str = "",
         provenance: dict[str, Any] | None = None,
         name: str = "",
+        text_source: dict[str, Any] | None = None,
+        safety_checker: SafetyChecker | None = None,
+        watermarker: Any = None,
     ) -> None:
         widths = {stage.denoiser.network.text_width for stage in cascade.stages} - {None}
         if text_encoder is not None and widths - {text_encoder.width}:
@@ -83,7 +87,8 @@ class Pipeline:
         self.licence, self.provenance, self.name = licence, provenance or {}, name
         self.text_width = next(iter(widths), None)
         self.interrupt = False
-        self._text_source: dict[str, Any] = {"model": None}
+        self.text_source = text_source or {"model": None}
+        self.safety_checker, self.watermarker = safety_checker, watermarker
         self._progress: dict[str, Any] = {}
 
     @classmethod
@@ -91,68 +96,46 @@ class Pipeline:
         cls,
         model: str | Path | None = None,
         *,
+        upscalers: Sequence[str | Path] = (),
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        variant: str | None = None,
         cache_dir: str | Path | None = None,
         token: str | None = None,
         local_files_only: bool = False,
+        clean_caption: bool = False,
+        safety_checker: bool = True,
+        watermark: bool = True,
     ) -> Pipeline:
         """Load the embedded default (None), a folder, or a hub id. ``dtype`` None is float32, as in diffusers.
 
+        DeepFloyd IF is read from diffusers' layout: ``upscalers`` are the folders or hub ids of the stages after the
+        model; ``variant``, such as "fp16", is that of the files; ``safety_checker`` and ``watermark`` False leave those
+        two out. revision: of the model. clean_caption: clean prompts as IF's training captions were.
+
         Raises WeightsError or ConfigError, naming what is missing, damaged or unknown, and the remedy.
         """
-        dtype = dtype or torch.float32
-        folder = resolve(model, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
-        manifest = read_manifest(folder)
-        cascade = Cascade([load_stage(folder, name, dtype) for name in manifest["stages"]])
-        source, encoder = manifest["text_encoder"], None
-        if source is not None:
-            encoder = TextEncoder.from_pretrained(
-                source.get("model") or folder,
-                dtype=dtype,
-                revision=source.get("revision"),
-                max_length=source["max_length"],
-                padding=source["padding"],
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=local_files_only,
-            )
-        pipe = cls(
-            cascade,
-            encoder,
-            vocabulary=(source or {}).get("vocabulary"),
-            licence=manifest["licence"],
-            provenance=manifest["provenance"],
-            name=EMBEDDED_NAME if model is None else str(model),
+        parts = load(
+            model,
+            upscalers,
+            dtype=dtype or torch.float32,
+            revision=revision,
+            variant=variant,
+            clean_caption=clean_caption,
+            safety_checker=safety_checker,
+            watermark=watermark,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
         )
-        pipe._text_source = {key: value for key, value in (source or {}).items() if key in ("model", "revision")}
-        return pipe
+        return cls(**parts, name=EMBEDDED_NAME if model is None else str(model))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the cascade as a folder that `from_pretrained` reads; the same pixels come out, bit for bit.
 
         A text encoder that came from a hub id is named, not copied. Atomic: what was there stays until all is written.
         """
-        named = self._text_source.get("model") is not None
-        text = None
-        if self.text_encoder is not None:
-            text = {
-                **self._text_source,
-                "max_length": self.text_encoder.max_length,
-                "padding": self.text_encoder.padding,
-                "vocabulary": self.vocabulary,
-            }
-        manifest = {"text_encoder": text, "licence": self.licence, "provenance": self.provenance}
-        stages = {stage_folder(i, stage.config): stage_files(stage) for i, stage in enumerate(self.cascade.stages)}
-
-        def extra(target: Path) -> None:
-            if self.text_encoder is not None and not named:
-                self.text_encoder.save_pretrained(target)
-            (target / "README.md").write_text(
-                model_card(Path(folder).name, self.cascade.stages, manifest), encoding="utf-8"
-            )
-
-        save_cascade(folder, manifest, stages, extra)
+        save(self, folder)
 
     @property
     def device(self) -> torch.device:
@@ -169,6 +152,8 @@ class Pipeline:
         self.cascade.to(device=device, dtype=dtype)
         if self.text_encoder is not None:
             self.text_encoder.to(device=device, dtype=dtype)
+        if self.safety_checker is not None:
+            self.safety_checker.model.to(device=device, dtype=dtype)
         return self
 
     def set_progress_bar_config(self, **config: Any) -> None:
@@ -214,6 +199,7 @@ class Pipeline:
         width: int | None = None,
         num_images_per_prompt: int = 1,
         num_inference_steps: int | Sequence[int | None] | None = None,
+        timesteps: str | Sequence[Any] | None = None,
         guidance_scale: float | Sequence[float | None] | None = None,
         thresholding: str | Thresholding | Sequence[str | Thresholding | None] | None = None,
         aug_level: float | Sequence[float | None] | None = None,
@@ -240,6 +226,8 @@ class Pipeline:
         num_inference_steps, guidance_scale (1 is off), thresholding ("dynamic", "static", "none"), aug_level (in
             [0, 1], how far a stage may depart from its low-resolution image), sampler ("ddim", "ddpm", "dpmpp_2m",
             "heun"): per stage.
+        timesteps: instead of num_inference_steps, the steps of a stage's table to visit, falling; or the name of one of
+            DeepFloyd's lists, such as "smart100".
         seed: image k has seed + k, whatever batch it is drawn in. generator: only supplies seeds. Neither: drawn, and
             found in the output.
         image: with start_stage, the low-resolution image which that stage enlarges; with strength in (0, 1], an image
@@ -261,6 +249,8 @@ class Pipeline:
             raise ValueError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
         per_prompt = whole_number(num_images_per_prompt, "num_images_per_prompt", 1)
         settings = samplings(self.cascade, num_inference_steps, guidance_scale, thresholding, aug_level, sampler)
+        if timesteps is not None:
+            settings = with_timesteps(self.cascade, settings, timesteps, num_inference_steps)
         given = None if image is None else to_tensor(image)
         mask = None if mask_image is None else mask_to_tensor(mask_image)
         if strength is not None and number(strength, "strength", 0, 1) == 0:
@@ -310,12 +300,14 @@ class Pipeline:
             )
             for k, image_seed in enumerate(drawn_seeds)
         ]
-        return PipelineOutput(
-            from_tensor(stages[-1], output_type),
-            drawn_seeds,
-            metadata,
-            [from_tensor(images, output_type) for images in stages] if return_intermediates else None,
-        )
+        shown = stages if return_intermediates else stages[-1:]
+        released = [
+            release(images, output_type, self.safety_checker, self.watermarker, stage.config.resolution[0])
+            for images, stage in zip(shown, self.cascade.stages[first + len(stages) - len(shown) :], strict=False)
+        ]
+        images, flagged = released[-1]
+        intermediates = [each for each, _ in released] if return_intermediates else None
+        return PipelineOutput(images, drawn_seeds, metadata, intermediates, flagged)
 
     def _rows(self, prompts: list[str] | None, embeds: TextEmbedding | None, image: Tensor | None) -> int:
         """How many prompts there are; without text, how many images."""
@@ -347,6 +339,10 @@ class Pipeline:
         embeds = embeds if prompts is None else self._encode(prompts)
         if negative_embeds is not None:
             return embeds, text_rows(negative_embeds, "negative_prompt_embeds", self.text_width, rows)
+        if self.text_encoder is None and embeds is not None and embeds.padding == "kept":
+            raise ValueError(
+                "give negative_prompt_embeds too: no text is a prompt of its own here, and nothing encodes it"
+            )
         return embeds, self._away(negative, rows)
 
     def _draw(

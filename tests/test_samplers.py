@@ -186,11 +186,14 @@ def test_a_learned_variance_is_an_interpolation_per_pixel() -> None:
     def learned(z: Tensor, t: float) -> Denoised:
         return Denoised(posterior_mean(z, t).x0, fractions.expand_as(z))
 
-    found = list(ddpm(learned, z, grid, draws.__getitem__, interpolation=0.5))
+    found = list(ddpm(learned, z, grid, draws.__getitem__))
     for channel in range(4):
         fixed = ddpm(posterior_mean, z, grid, draws.__getitem__, interpolation=fractions[0, channel].item())
         for ours, wanted in zip(found, fixed, strict=True):
             torch.testing.assert_close(ours.z[:, channel], wanted.z[:, channel], rtol=1e-12, atol=1e-12)
+    told = ddpm(learned, z, grid, draws.__getitem__, interpolation=0.5)
+    fixed = ddpm(posterior_mean, z, grid, draws.__getitem__, interpolation=0.5)
+    assert all(torch.equal(ours.z, wanted.z) for ours, wanted in zip(told, fixed, strict=True))
 
 
 def test_the_fixed_variance_lies_a_fifth_of_the_way_by_default() -> None:
@@ -298,7 +301,8 @@ def test_the_ancestral_sampler_is_that_of_diffusers(variance: str, kind: str, st
             output = torch.cat([output, raw(z, table[t])], dim=1)
         z = scheduler.step(output, t, z, generator=theirs).prev_sample
         wanted.append(z)
-    found = ddpm(denoise, start, grid, draw, interpolation=float(variance == "fixed_large"))
+    interpolation = {"fixed_small": 0.0, "fixed_large": 1.0, "learned_range": None}[variance]
+    found = ddpm(denoise, start, grid, draw, interpolation=interpolation)
     close([step.z for step in found], wanted, 1e-9)
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from cascade.build import build_stage
 from cascade.chain import Cascade
+from cascade.data.samples import Sample
 from cascade.networks.efficient_unet import EfficientUNetConfig
 from cascade.networks.unet import UNetConfig
 from cascade.randomness import Draws
@@ -291,35 +291,17 @@ def test_the_low_resolution_image_is_augmented_once_a_call() -> None:
     assert seen[0].std() > 0.1
 
 
-class Images:
-    """A source of one picture per index."""
-
-    def __init__(self, count: int, size: tuple[int, int]) -> None:
-        blocks = torch.rand(count, 3, size[0] // 4, size[1] // 4, generator=torch.Generator().manual_seed(3))
-        self.pictures = (blocks * 1.8 - 0.9).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def images(self, indices: np.ndarray, rng: np.random.Generator) -> Tensor:
-        return self.pictures[torch.from_numpy(indices)]
-
-    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        return ["a picture"] * len(indices)
-
-
 def trained_on(stage: Stage, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Of a training batch: what the low-resolution image was made of, that image, and the level told."""
-    source, given = Images(count, size), []
+    blocks = torch.randint(13, 243, (count, 3, size[0] // 4, size[1] // 4), generator=torch.Generator().manual_seed(3))
+    pictures = blocks.byte().repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    samples, given = [Sample(i, picture, "a picture", False, "") for i, picture in enumerate(pictures)], []
     prepare = stage.denoiser.prepare
     stage.denoiser.prepare = lambda condition, **kwargs: given.append(condition) or prepare(condition, **kwargs)  # type: ignore[method-assign]
-    shown = []
-    images = source.images
-    source.images = lambda indices, rng: shown.append(images(indices, rng)) or shown[-1]  # type: ignore[method-assign]
-    task = DiffusionTask(stage, source, None, DiffusionConfig(batch_size=count))
-    task.loss(0)
+    task = DiffusionTask(stage, samples, None, DiffusionConfig(batch_size=count))
+    task.loss(task.batch(0, range(count)))
     del stage.denoiser.prepare
-    small = downsample(shown[0], (round(size[0] / stage.scale[0]), round(size[1] / stage.scale[1])))
+    small = downsample(pictures.float() / 127.5 - 1, (round(size[0] / stage.scale[0]), round(size[1] / stage.scale[1])))
     return small, given[0].low_res, given[0].aug_logsnr
 
 

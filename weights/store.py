@@ -94,7 +94,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise WeightsError(f"no folder {folder}{hint}")
     if not path.is_file():
         raise WeightsError(f"no {MANIFEST} in {folder}: expected the folder of a cascade, as save_pretrained writes it")
-    manifest = _read_json(path)
+    manifest = read_json(path)
     _check_manifest(manifest, str(path))
     return manifest
 
@@ -108,7 +108,7 @@ def read_config(folder: str | Path, name: str) -> dict[str, Any]:
     for path in (stage, stage / CONFIG, stage / TENSORS):
         if not path.exists():
             raise WeightsError(f"{path} is missing: the copy of this cascade is incomplete; copy or download it again")
-    return _read_json(stage / CONFIG)
+    return read_json(stage / CONFIG)
 
 
 def read_stage(folder: str | Path, name: str) -> StageFiles:
@@ -207,7 +207,7 @@ def _check_manifest(manifest: Mapping[str, Any], where: str) -> None:
             raise WeightsError(f"{where} has the stage {name!r}; expected names of folders, each once")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

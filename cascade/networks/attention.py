@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H W pixels, L = H W, N text tokens, D text width, h
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,21 @@ class TextFeatures:
         return TextFeatures(pairs, None if self.mask is None else self.mask[rows])
 
 
+class TokenGroupNorm(nn.GroupNorm):
+    """A group norm over tokens B N D: a group's statistics are those of its channels over all tokens, so it is for text
+    of one length whose padding is kept.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.transpose(1, 2)).transpose(1, 2)
+
+
 class Attention(nn.Module):
     """Attention from pixels to text and, unless ``cross_only``, to pixels, in one softmax (Imagen, appendix B.1).
 
     The text keys and values are normalized and projected by `text_keys_values`, and stand before the image's.
-    The output projection starts at zero, so a new network starts as its convolutions alone.
+    ``text_norm`` is "layer" (each token by itself) or "group" (`TokenGroupNorm`); ``bias`` is that of queries, keys and
+    values. The output projection starts at zero, so a new network starts as its convolutions alone.
     """
 
     def __init__(
@@ -43,6 +54,8 @@ class Attention(nn.Module):
         text_width: int | None,
         *,
         cross_only: bool = False,
+        text_norm: Literal["layer", "group"] = "layer",
+        bias: bool = False,
         groups: int = 32,
     ) -> None:
         super().__init__()
@@ -52,11 +65,11 @@ class Attention(nn.Module):
             raise ValueError("attention to text alone needs a text width")
         self.heads = heads
         self.norm = group_norm(channels, groups)
-        self.query = nn.Linear(channels, hidden, bias=False)
-        self.key_value = None if cross_only else nn.Linear(channels, 2 * hidden, bias=False)
+        self.query = nn.Linear(channels, hidden, bias=bias)
+        self.key_value = None if cross_only else nn.Linear(channels, 2 * hidden, bias=bias)
         if text_width is not None:
-            self.text_norm = nn.LayerNorm(text_width)
-            self.text_key_value = nn.Linear(text_width, 2 * hidden, bias=False)
+            self.text_norm = nn.LayerNorm(text_width) if text_norm == "layer" else TokenGroupNorm(32, text_width)
+            self.text_key_value = nn.Linear(text_width, 2 * hidden, bias=bias)
         self.out = nn.Linear(hidden, channels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -106,3 +119,36 @@ class TextPool(nn.Module):
         score = self.score(tokens).float().masked_fill(~mask[..., None], float("-inf"))
         weight = softmax(score, dim=1).to(tokens.dtype)  # B N h
         return self.out(torch.einsum("bnh,bnd->bhd", weight, tokens).flatten(1))
+
+
+class TextAttentionPool(nn.Module):
+    """Attention pooling by a query of its own: the tokens' mean and a learned vector make one more token, which attends
+    to all (CLIP's pooling, section 2.4, over text); a norm before and after.
+    """
+
+    def __init__(self, text_width: int, out_width: int, heads: int) -> None:
+        super().__init__()
+        if text_width % heads:
+            raise ValueError(f"the text width {text_width} is not divisible by the pooling's {heads} heads")
+        self.heads = heads
+        self.norm = nn.LayerNorm(text_width)
+        self.position = nn.Parameter(torch.randn(1, text_width) * text_width**-0.5)
+        self.query = nn.Linear(text_width, text_width)
+        self.key_value = nn.Linear(text_width, 2 * text_width)
+        self.out = nn.Linear(text_width, out_width)
+        self.out_norm = nn.LayerNorm(out_width)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """tokens B N D, mask B N -> B E."""
+        tokens = self.norm(tokens)
+        weight = mask[..., None].to(tokens.dtype)  # B N 1
+        mean = (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        pooled = mean + self.position  # B 1 D
+        tokens = torch.cat([pooled, tokens], dim=1)
+        query, key, value = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # B N hd -> B h N d
+            for x in (self.query(pooled), *self.key_value(tokens).chunk(2, dim=-1))
+        )
+        visible = nn.functional.pad(mask, (1, 0), value=True)[:, None, None, :]
+        out = scaled_dot_product_attention(query, key, value, attn_mask=visible)  # B h 1 d
+        return self.out_norm(self.out(out.flatten(1)))

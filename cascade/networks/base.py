@@ -14,10 +14,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
-from cascade.networks.attention import Attention, TextFeatures, TextPool
-from cascade.networks.blocks import Modulated, NoiseEmbedding
+from cascade.networks.attention import Attention, TextAttentionPool, TextFeatures, TextPool
+from cascade.networks.blocks import ACTIVATIONS, Activation, Modulated, NoiseEmbedding
 
 
 class DiffusionNetwork(nn.Module):
@@ -28,15 +27,32 @@ class DiffusionNetwork(nn.Module):
     """
 
     def __init__(
-        self, *, frequencies: int, embedding_width: int, text_width: int | None, classes: int | None, augmented: bool
+        self,
+        *,
+        frequencies: int,
+        embedding_width: int,
+        text_width: int | None,
+        classes: int | None,
+        augmented: bool,
+        text_projection: int | None = None,
+        pool_heads: int | None = None,
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
         self.text_width, self.classes, self.augmented = text_width, classes, augmented
-        self.noise_embedding = NoiseEmbedding(frequencies, embedding_width)
-        self.augmentation_embedding = NoiseEmbedding(frequencies, embedding_width) if augmented else None
+        self.activation = ACTIVATIONS[activation]
+        self.noise_embedding = NoiseEmbedding(frequencies, embedding_width, activation)
+        self.augmentation_embedding = NoiseEmbedding(frequencies, embedding_width, activation) if augmented else None
         # The row after the last class stands for "no class", which guidance needs.
         self.class_embedding = nn.Embedding(classes + 1, embedding_width) if classes is not None else None
-        self.text_pool = TextPool(text_width, embedding_width) if text_width is not None else None
+        self.text_pool = self.text_projection = None
+        if text_width is not None:
+            self.text_pool = (
+                TextPool(text_width, embedding_width)
+                if pool_heads is None
+                else TextAttentionPool(text_width, embedding_width, pool_heads)
+            )
+            self.text_projection = None if text_projection is None else nn.Linear(text_width, text_projection)
 
     def embed_condition(
         self, batch: int, tokens: Tensor | None, mask: Tensor | None, augmentation: Tensor | None, label: Tensor | None
@@ -66,18 +82,20 @@ class DiffusionNetwork(nn.Module):
     def text_features(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
         """Keys and values of every attention layer; a mask that hides nothing is dropped, for a faster softmax."""
         tokens = tokens.to(self.noise_embedding.linear2.weight.dtype)
+        if self.text_projection is not None:
+            tokens = self.text_projection(tokens)
         layers = [module for module in self.modules() if isinstance(module, Attention)]
         hides = mask.is_meta or not bool(mask.all())  # a meta tensor has no value to ask for
         return TextFeatures(tuple(layer.text_keys_values(tokens) for layer in layers), mask if hides else None)
 
     def modulations(self, noise_input: Tensor, condition: Tensor) -> list[Tensor]:
         """Per block, in order, its numbers at every level for every image: noise_input (S,), condition B E -> S B k."""
-        embedding = silu(self.noise_embedding(noise_input)[:, None] + condition)  # S B E
+        embedding = self.activation(self.noise_embedding(noise_input)[:, None] + condition)  # S B E
         return self._modulate(embedding)
 
     def paired_modulations(self, noise_input: Tensor, condition: Tensor) -> list[Tensor]:
         """The same with a level per image: noise_input (B,), condition B E -> B k each."""
-        return self._modulate(silu(self.noise_embedding(noise_input) + condition))
+        return self._modulate(self.activation(self.noise_embedding(noise_input) + condition))
 
     def _modulate(self, embedding: Tensor) -> list[Tensor]:
         return [module.modulation(embedding) for module in self.modules() if isinstance(module, Modulated)]

@@ -6,10 +6,15 @@ everything that depends on the noise level can be computed for all steps of a sa
 """
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, silu
+from torch.nn.functional import avg_pool2d, gelu, interpolate, silu
+
+Activation = Literal["silu", "gelu"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": silu, "gelu": gelu}  # gelu: the exact one, by erf
 
 
 def zeroed(module: nn.Conv2d) -> nn.Conv2d:
@@ -19,9 +24,9 @@ def zeroed(module: nn.Conv2d) -> nn.Conv2d:
     return module
 
 
-def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int = 32, eps: float = 1e-5) -> nn.GroupNorm:
     """A norm over ``groups`` groups, or as many of them as divide the channels (for SR3's 16 and 48 channels, 16)."""
-    return nn.GroupNorm(math.gcd(groups, channels), channels)
+    return nn.GroupNorm(math.gcd(groups, channels), channels, eps)
 
 
 class Modulated(nn.Module):
@@ -46,15 +51,18 @@ class ResBlock(Modulated):
         resample: str | None = None,
         dropout: float = 0.0,
         residual_scale: float = 1.0,
+        activation: Activation = "silu",
         groups: int = 32,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.resample = resample
         self.residual_scale = residual_scale
-        self.norm1 = group_norm(channels, groups)
+        self.activation = ACTIVATIONS[activation]
+        self.norm1 = group_norm(channels, groups, norm_eps)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(embedding_width, 2 * out_channels)
-        self.norm2 = group_norm(out_channels, groups)
+        self.norm2 = group_norm(out_channels, groups, norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
@@ -66,9 +74,9 @@ class ResBlock(Modulated):
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """x B C H W, modulation B 2C' -> B C' H' W'."""
-        h = self.conv1(self._resampled(silu(self.norm1(x))))
+        h = self.conv1(self._resampled(self.activation(self.norm1(x))))
         scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(self.dropout(silu(torch.addcmul(shift, self.norm2(h), 1 + scale))))
+        h = self.conv2(self.dropout(self.activation(torch.addcmul(shift, self.norm2(h), 1 + scale))))
         out = self.skip(self._resampled(x)) + h
         return out if self.residual_scale == 1.0 else out * self.residual_scale
 
@@ -76,9 +84,10 @@ class ResBlock(Modulated):
 class NoiseEmbedding(nn.Module):
     """Sinusoids of one number per image, then two linear layers (DDPM; ADM). The number is expected in [0, 1000]."""
 
-    def __init__(self, frequencies: int, embedding_width: int) -> None:
+    def __init__(self, frequencies: int, embedding_width: int, activation: Activation = "silu") -> None:
         super().__init__()
         self.frequencies = frequencies
+        self.activation = ACTIVATIONS[activation]
         self.linear1 = nn.Linear(2 * (frequencies // 2), embedding_width)
         self.linear2 = nn.Linear(embedding_width, embedding_width)
 
@@ -88,4 +97,4 @@ class NoiseEmbedding(nn.Module):
         rate = torch.exp(torch.arange(half, device=value.device) * (-math.log(10_000) / half))
         angle = value.float()[:, None] * rate
         wave = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.linear1.weight.dtype)
-        return self.linear2(silu(self.linear1(wave)))
+        return self.linear2(self.activation(self.linear1(wave)))

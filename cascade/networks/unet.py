@@ -1,4 +1,4 @@
-"""The ADM family of U-Nets: Imagen's base, SR3, CDM (and, later, DeepFloyd IF).
+"""The ADM family of U-Nets: Imagen's base, SR3, CDM, DeepFloyd IF.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -6,14 +6,15 @@ Shapes: B batch, C channels, H W pixels.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from cascade.networks.attention import Attention, TextFeatures
 from cascade.networks.base import DiffusionNetwork
-from cascade.networks.blocks import ResBlock, group_norm, zeroed
+from cascade.networks.blocks import ACTIVATIONS, Activation, ResBlock, group_norm, zeroed
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class UNetConfig:
     folds p x p pixels into channels before the first convolution and unfolds them after the last, which puts a small
     network's work where a CPU is fast (simple diffusion, section 3.3). ``groups`` is that of the group norms: one over
     few channels takes a picture's colours away.
+
+    attention: "joint" attends to the image and to text, "text" to text alone. Text is read ``text_width`` wide for its
+    pooled vector; for attention it is first projected to ``text_projection`` channels, if given, and in every layer
+    normalized by ``text_norm``: "layer" each token by itself, "group" in 32 groups over all tokens, for text whose
+    padding is kept. ``pool_heads`` pools by attention of as many heads (CLIP), None by learned scores (Imagen).
     """
 
     width: int
@@ -43,6 +49,13 @@ class UNetConfig:
     groups: int = 32
     dropout: float = 0.0
     residual_scale: float = 1.0
+    attention: Literal["joint", "text"] = "joint"
+    attention_bias: bool = False
+    text_projection: int | None = None
+    text_norm: Literal["layer", "group"] = "layer"
+    pool_heads: int | None = None
+    activation: Activation = "silu"
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         if len(self.multipliers) != len(self.blocks) or not self.blocks:
@@ -55,6 +68,22 @@ class UNetConfig:
             raise ValueError(f"width must be a multiple of 32 (the group norm's groups), or 8 or 16, got {self.width}")
         if self.groups < 1:
             raise ValueError(f"the norms need at least 1 group, got {self.groups}")
+        for name, value, choices in (
+            ("attention", self.attention, ("joint", "text")),
+            ("text_norm", self.text_norm, ("layer", "group")),
+            ("activation", self.activation, tuple(ACTIVATIONS)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if self.text_width is None and (self.attention == "text" or self.text_projection or self.pool_heads):
+            raise ValueError("attention to text alone, text_projection and pool_heads need a text_width")
+        if self.text_norm == "group" and (self.text_channels or 0) % 32:
+            raise ValueError(f"a group norm over text needs a multiple of 32 channels, got {self.text_channels}")
+
+    @property
+    def text_channels(self) -> int | None:
+        """The channels of the text that attention sees."""
+        return self.text_projection or self.text_width
 
     @property
     def divisor(self) -> int:
@@ -76,10 +105,22 @@ class Layer(nn.Module):
             resample=resample,
             dropout=config.dropout,
             residual_scale=config.residual_scale,
+            activation=config.activation,
             groups=config.groups,
+            norm_eps=config.norm_eps,
         )
-        heads = max(1, out // config.head_channels)
-        self.attention = Attention(out, heads, out, config.text_width, groups=config.groups) if attention else None
+        self.attention = None
+        if attention:
+            self.attention = Attention(
+                out,
+                max(1, out // config.head_channels),
+                out,
+                config.text_channels,
+                cross_only=config.attention == "text",
+                text_norm=config.text_norm,
+                bias=config.attention_bias,
+                groups=config.groups,
+            )
 
 
 class UNet(DiffusionNetwork):
@@ -100,6 +141,9 @@ class UNet(DiffusionNetwork):
             text_width=config.text_width,
             classes=config.classes,
             augmented=config.augmented,
+            text_projection=config.text_projection,
+            pool_heads=config.pool_heads,
+            activation=config.activation,
         )
         self.config = config
         fold = config.patch**2
@@ -132,7 +176,7 @@ class UNet(DiffusionNetwork):
         self.down = nn.ModuleList(down)  # pyright: ignore[reportAttributeAccessIssue]
         self.middle = nn.ModuleList(middle)  # pyright: ignore[reportAttributeAccessIssue]
         self.up = nn.ModuleList(up)  # pyright: ignore[reportAttributeAccessIssue]
-        self.out_norm = group_norm(channels, config.groups)
+        self.out_norm = group_norm(channels, config.groups, config.norm_eps)
         self.out = zeroed(nn.Conv2d(channels, config.out_channels * fold, 3, padding=1))
 
     def forward(self, x: Tensor, modulations: Sequence[Tensor], text: TextFeatures | None) -> Tensor:
@@ -155,4 +199,4 @@ class UNet(DiffusionNetwork):
             if layer.block.resample is None:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = run(layer, x)
-        return pixel_shuffle(self.out(silu(self.out_norm(x))), self.config.patch)
+        return pixel_shuffle(self.out(self.activation(self.out_norm(x))), self.config.patch)

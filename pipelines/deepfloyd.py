@@ -1,0 +1,106 @@
+"""Loading DeepFloyd IF from diffusers' layout: its stages, one text encoder for all, its safety checker and watermark.
+
+Everything is checked by configs and headers before the first weight is read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cascade.build import fill_deepfloyd, open_deepfloyd
+from cascade.chain import Cascade
+from cascade.stage import Stage
+from conditioning.captions import check_preprocessing
+from conditioning.text import TextEncoder
+from conditioning.tokenizer import MODEL_FILE
+from pipelines.safety import SafetyChecker, load_watermarker
+from weights.deepfloyd import LICENCE, is_pipeline
+from weights.shards import TRANSFORMERS, StoredTensors, find_files
+from weights.store import WeightsError, read_json
+
+# The text encoder as every IF network was trained with it: 77 tokens, padding and all, T5("") for no text.
+TEXT: dict[str, Any] = {"max_length": 77, "padding": "kept", "null_prompt": ""}
+
+
+def open_stages(folders: Sequence[Path], variant: str | None, stack: ExitStack) -> list[tuple[Stage, StoredTensors]]:
+    """The stages in some folders, without memory, and their tensors, which ``stack`` closes. Raises WeightsError."""
+    opened: list[tuple[Stage, StoredTensors]] = []
+    for folder in folders:
+        if not is_pipeline(folder):
+            raise WeightsError(
+                f"no model_index.json in {folder}: expected a DeepFloyd IF pipeline in diffusers' layout, which "
+                "upscalers must be too"
+            )
+        before = opened[-1][0].config if opened else None
+        stage, stored = open_deepfloyd(folder, variant, before.resolution if before else None)
+        opened.append((stage, stack.enter_context(stored)))
+        if before and stage.config.low_resolution is None:
+            raise WeightsError(
+                f"{folder} is a stage I, which draws from noise; it cannot come after {before.name!r}. Give stage I as "
+                "the model, and stage II as upscalers"
+            )
+        if before and not before.resolution < stage.config.resolution:
+            raise WeightsError(
+                f"{folder} draws {stage.config.resolution} and cannot enlarge what the stage before it draws, "
+                f"{before.resolution}"
+            )
+    return opened
+
+
+def has(folder: Path, component: str) -> bool:
+    """Whether a pipeline says that it has a component. Raises WeightsError if it does, and there is none."""
+    said = any((read_json(folder / "model_index.json").get(component) or [None])[:1])
+    if said and not (folder / component).is_dir():
+        raise WeightsError(f"{folder} lacks {component}/, which its model_index.json names; copy or download it again")
+    return said
+
+
+def find_text_encoder(folders: Sequence[Path], variant: str | None, width: int | None) -> Path | None:
+    """The first folder with a text encoder, checked against the networks, if there is one. Raises WeightsError."""
+    for folder in folders:
+        if has(folder, "text_encoder"):
+            config = folder / "text_encoder" / "config.json"
+            for path in (config, folder / "tokenizer" / MODEL_FILE):
+                if not path.is_file():
+                    raise WeightsError(f"{path} is missing; copy or download it again")
+            if (found := read_json(config).get("d_model")) != width:
+                raise WeightsError(f"{config} has d_model = {found!r}; the networks take text {width} wide")
+            StoredTensors(find_files(folder / "text_encoder", TRANSFORMERS, variant)).close()
+            return folder
+    return None
+
+
+def load_deepfloyd(
+    folders: Sequence[Path],
+    *,
+    dtype: torch.dtype,
+    variant: str | None = None,
+    clean_caption: bool = False,
+    safety_checker: bool = True,
+    watermark: bool = True,
+) -> dict[str, Any]:
+    """What a `Pipeline` is made of, from the folders of its stages in their order. Raises WeightsError, ConfigError."""
+    text: dict[str, Any] = TEXT | {"preprocessing": "clean" if clean_caption else "lower"}
+    check_preprocessing(text["preprocessing"])
+    with ExitStack() as stack:
+        opened = open_stages(folders, variant, stack)
+        width = opened[0][0].denoiser.network.text_width
+        encoder = find_text_encoder(folders, variant, width)
+        guarded = next((folder for folder in folders if has(folder, "safety_checker")), None)
+        marked = next((folder for folder in folders if has(folder, "watermarker")), None)
+        parts: dict[str, Any] = {"licence": LICENCE, "text_source": {"model": None}}
+        if watermark and marked is not None:
+            parts["watermarker"] = load_watermarker(marked, variant)
+        if safety_checker and guarded is not None:
+            parts["safety_checker"] = SafetyChecker.from_pretrained(guarded, dtype, variant)
+        cascade = Cascade([fill_deepfloyd(stage, stored, dtype) for stage, stored in opened])
+    if encoder is not None:
+        parts["text_encoder"] = TextEncoder.from_pretrained(encoder, dtype=dtype, variant=variant, **text)
+    warnings.warn(f"these weights are under the {LICENCE}", stacklevel=4)
+    return parts | {"cascade": cascade}

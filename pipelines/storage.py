@@ -1,0 +1,108 @@
+"""A `Pipeline` on disk and on the hub: a cascade's own folder, or DeepFloyd IF in diffusers' layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cascade.build import load_stage, stage_files, stage_folder
+from cascade.card import model_card
+from cascade.chain import Cascade
+from conditioning.text import TextEncoder
+from weights.deepfloyd import is_pipeline
+from weights.hub import resolve
+from weights.store import WeightsError, read_manifest, save_cascade
+
+if TYPE_CHECKING:
+    from pipelines.text_to_image import Pipeline
+
+
+def load(
+    model: str | Path | None,
+    upscalers: Sequence[str | Path],
+    *,
+    dtype: torch.dtype,
+    revision: str | None,
+    variant: str | None,
+    clean_caption: bool,
+    safety_checker: bool,
+    watermark: bool,
+    **hub: Any,
+) -> dict[str, Any]:
+    """What `Pipeline` is made of. Raises WeightsError or ConfigError before the first weight is read, where a config or
+    a header shows what is wrong.
+    """
+    if isinstance(upscalers, str | Path):
+        raise TypeError(f"upscalers is {upscalers!r}; expected a list: [{str(upscalers)!r}]")
+    unwanted = [name for name, wanted in (("safety_checker", safety_checker), ("watermarker", watermark)) if not wanted]
+    folder = resolve(model, revision=revision, variant=variant, leave_out=unwanted, **hub)
+    if is_pipeline(folder):
+        from pipelines.deepfloyd import load_deepfloyd
+
+        others = [resolve(each, variant=variant, leave_out=["text_encoder", *unwanted], **hub) for each in upscalers]
+        return load_deepfloyd(
+            [folder, *others],
+            dtype=dtype,
+            variant=variant,
+            clean_caption=clean_caption,
+            safety_checker=safety_checker,
+            watermark=watermark,
+        )
+    if upscalers:
+        raise WeightsError(f"upscalers are for a DeepFloyd IF pipeline in diffusers' layout, which {folder} is not")
+    return _load_cascade(folder, dtype, clean_caption, hub)
+
+
+def _load_cascade(folder: Path, dtype: torch.dtype, clean_caption: bool, hub: dict[str, Any]) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    source, encoder = manifest["text_encoder"] or {}, None
+    cascade = Cascade([load_stage(folder, name, dtype) for name in manifest["stages"]])
+    if source:
+        encoder = TextEncoder.from_pretrained(
+            source.get("model") or folder,
+            dtype=dtype,
+            revision=source.get("revision"),
+            max_length=source["max_length"],
+            padding=source["padding"],
+            preprocessing="clean" if clean_caption else source.get("preprocessing", "none"),
+            null_prompt=source.get("null_prompt"),
+            **hub,
+        )
+    return {
+        "cascade": cascade,
+        "text_encoder": encoder,
+        "vocabulary": source.get("vocabulary"),
+        "licence": manifest["licence"],
+        "provenance": manifest["provenance"],
+        "text_source": {key: value for key, value in source.items() if key in ("model", "revision")},
+    }
+
+
+def save(pipe: Pipeline, folder: str | Path) -> None:
+    """Write a pipeline as a cascade's folder, all or nothing. A text encoder that came from a hub id is named, not
+    copied.
+    """
+    encoder = pipe.text_encoder
+    text = None
+    if encoder is not None:
+        text = {
+            **pipe.text_source,
+            "max_length": encoder.max_length,
+            "padding": encoder.padding,
+            "preprocessing": encoder.preprocessing,
+            "null_prompt": encoder.null_prompt,
+            "vocabulary": pipe.vocabulary,
+        }
+    manifest = {"text_encoder": text, "licence": pipe.licence, "provenance": pipe.provenance}
+    stages = {stage_folder(i, stage.config): stage_files(stage) for i, stage in enumerate(pipe.cascade.stages)}
+
+    def extra(target: Path) -> None:
+        if encoder is not None and pipe.text_source.get("model") is None:
+            encoder.save_pretrained(target)
+        card = model_card(Path(folder).name, pipe.cascade.stages, manifest)
+        (target / "README.md").write_text(card, encoding="utf-8")
+
+    save_cascade(folder, manifest, stages, extra)
