@@ -2,13 +2,15 @@
 
     python benchmarks/coverage.py [--repetitions 10000] [--seed 0]
 
-A vote is 1 with probability logistic(m + prompt effect + rater effect), the effects normal on the logit scale. The truth
-is the expectation of a vote over prompts, raters and votes; m is chosen to make it the share that the table names.
+A vote is 1 with probability logistic(m + prompt effect + rater effect), the effects normal on the logit scale. The
+truth is the expectation of a vote over prompts, raters and votes; m is chosen to make it the share in the table.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
 
 import numpy as np
 import tyro
@@ -20,21 +22,28 @@ PROMPTS = (7, 10, 38, 200)  # DrawBench's smallest category, the next, its large
 RATERS = 25  # of Imagen, per category
 SHARES = (0.5, 0.7, 0.9)
 Z = 1.959964
+NEITHER = 0.5  # logits: how far from 0 a comparison has to fall for a preference
 
 Interval = Callable[[np.ndarray], Share]
 
 
-def logistic(x: np.ndarray) -> np.ndarray:
+def logistic(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-def location(share: float, sd: float) -> float:
-    """The m for which logistic(m + sd * normal) has this expectation, by bisection over Gauss-Hermite quadrature."""
+def expectation(m: float, sd: float) -> float:
+    """Of logistic(m + sd * normal), by Gauss-Hermite quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(101)
+    return float(weights @ logistic(m + sd * nodes) / weights.sum())
+
+
+@cache
+def location(share: float, sd: float) -> float:
+    """The m for which logistic(m + sd * normal) has this expectation, by bisection."""
     low, high = -30.0, 30.0
     for _ in range(60):
         middle = (low + high) / 2
-        if weights @ logistic(middle + sd * nodes) / weights.sum() < share:
+        if expectation(middle, sd) < share:
             low = middle
         else:
             high = middle
@@ -50,10 +59,20 @@ def simulate(
     return (rng.random((prompts, raters)) < chance).astype(np.float64)
 
 
+def simulate_with_ties(
+    rng: np.random.Generator, prompts: int, raters: int, prompt_sd: float, rater_sd: float, m: float
+) -> np.ndarray:
+    """Votes 1, 1/2 and 0, prompts x raters: first, neither, second, by where a logistic variable falls."""
+    effects = prompt_sd * rng.standard_normal((prompts, 1)) + rater_sd * rng.standard_normal((1, raters))
+    found = m + effects + rng.logistic(size=(prompts, raters))
+    return ((found > NEITHER).astype(np.float64) + (found > -NEITHER)) / 2
+
+
 def naive(votes: np.ndarray) -> Share:
     """Wilson's interval as if every vote were independent of the others."""
     known = votes[~np.isnan(votes)]
-    n, p = len(known), float(known.mean())
+    p = float(known.mean())
+    n = len(known) * (p * (1 - p) / float(known.var()) if known.var() > 0 else 1)  # more than votes, where some are 1/2
     centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     return Share(p, centre - half, centre + half)
@@ -157,6 +176,16 @@ def main(repetitions: int = 10_000, seed: int = 0) -> None:
     for prompts, raters, plan, leave in plans:
         samples = [leave(simulate(rng, prompts, raters, 1, 0.5, 0.7)) for _ in range(repetitions)]
         print(row((prompts, raters, plan), samples, 0.7, naive, by_prompt, crossed_share), flush=True)
+
+    print(f"\nA vote for neither as half of one, of {RATERS} raters")
+    print(head("prompts", "sd of prompts", "sd of raters", "truth", "naive", "by prompt and rater", "width"))
+    for prompts in PROMPTS:
+        for prompt_sd in (0, 1, 2):
+            for m in (0, 1):
+                sd = math.hypot(prompt_sd, 0.5)
+                truth = (expectation(m - NEITHER, sd) + expectation(m + NEITHER, sd)) / 2
+                samples = [simulate_with_ties(rng, prompts, RATERS, prompt_sd, 0.5, m) for _ in range(repetitions)]
+                print(row((prompts, prompt_sd, 0.5, f"{truth:.2f}"), samples, truth, naive, crossed_share), flush=True)
 
     print("\nVerdicts of a judge on 8 images a prompt: clustered_share")
     print(head("prompts", "sd of prompts", "share", "naive", "by prompt", "width"))

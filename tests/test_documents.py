@@ -20,7 +20,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # A whole command, or a line of a Python block -> why it is not run here. The line alone is left out, not its block.
-NOT_RUN: dict[str, str] = {}
+NOT_RUN: dict[str, str] = {
+    'pipe = Pipeline.from_pretrained("DeepFloyd/IF-I-XL-v1.0", upscalers=["DeepFloyd/IF-II-L-v1.0"], variant="fp16")': (
+        "weights that are not ours: tests/test_deepfloyd_pipelines.py"
+    ),
+    "cascade batch toybox -o guided -n 8": "5,664 images",
+    "cascade batch toybox -o unguided -n 8 --guidance 1": "5,664 images",
+    'cascade drawbench score guided --judge "python my_judge.py" --name mine': "tests/test_scores.py has such a judge",
+    "cascade drawbench rate guided unguided -o answers.sqlite": "serves until it is ended: tests/test_rating_page.py",
+    "cascade drawbench report guided unguided --ratings answers.sqlite -o report": "tests/test_report.py has answers",
+    "cascade evaluate photos -o fd-clip --guidance 1 1.5 2 3 5 --features inception:weights.pth"
+    " --clip openai/clip-vit-base-patch32": "weights that are not ours: tests/test_coco.py",
+}
 
 SETUP = ("git clone", "cd", "pip")
 

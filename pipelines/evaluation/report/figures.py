@@ -1,0 +1,173 @@
+"""Everything a report says, as plain JSON values: runs, judges and raters, per category and overall.
+
+An estimate is {"value", "low", "high"}; low and high are None where a single prompt tells nothing of others like it.
+Shares are in [0, 1]. What concerns all categories together stands under "overall".
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cascade import __version__
+from pipelines.arguments import unknown_words
+from pipelines.batch.run import RUN
+from pipelines.evaluation.intervals import Estimate, clustered_mean, clustered_share
+from pipelines.evaluation.report.votes import rater_figures
+from pipelines.metadata import EMBEDDED_NAME
+from weights.hub import resolve
+from weights.store import WeightsError, read_manifest
+
+if TYPE_CHECKING:
+    from pipelines.batch.run import Run
+    from pipelines.evaluation.rating.answers import Answer
+    from pipelines.evaluation.scores import Scores
+
+FORMAT = 1
+MOST_WORDS = 30  # of those a model was never taught: the most frequent
+
+Categories = Mapping[str, Sequence[int]]  # the numbers of each category's prompts
+
+
+def gather(
+    runs: Mapping[str, Run], scores: Mapping[str, Sequence[Scores]], answers: Sequence[Answer], least_controls: float
+) -> dict[str, Any]:
+    """runs, scores: by the names that the report calls the models. least_controls: as for `rater_figures`.
+
+    Raises ValueError where the runs, or the answers, are not of the same prompts and models.
+    """
+    prompts = check_prompts(runs).prompts
+    categories: dict[str, list[int]] = {}
+    for number, record in enumerate(prompts):
+        categories.setdefault(record.category or "no category", []).append(number)
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "prompts": [record.prompt for record in prompts],
+        "categories": categories,
+        "runs": {name: run_figures(run, categories) for name, run in runs.items()},
+        "judges": judge_figures(scores, categories),
+        "raters": rater_figures(answers, list(runs), categories, least_controls) if answers else None,
+    }
+
+
+def check_prompts(runs: Mapping[str, Run]) -> Run:
+    """The first run. Raises ValueError naming the first prompt in which another differs from it."""
+    (name, first), *others = runs.items()
+    for other, run in others:
+        if len(run.prompts) != len(first.prompts):
+            raise ValueError(
+                f"{name} has {len(first.prompts)} prompts and {other} {len(run.prompts)}; give runs of the same file"
+            )
+        for number, (a, b) in enumerate(zip(first.prompts, run.prompts, strict=True)):
+            if (a.prompt, a.category) != (b.prompt, b.category):
+                raise ValueError(
+                    f"prompt {number} is {a.prompt!r} ({a.category!r}) in {name} and {b.prompt!r} ({b.category!r}) in "
+                    f"{other}; give runs of the same file"
+                )
+    return first
+
+
+def run_figures(run: Run, categories: Categories) -> dict[str, Any]:
+    """What was run, and how many of the prompts have words that the model was never taught."""
+    model = json.loads((run.folder / RUN).read_text(encoding="utf-8")).get("model", "")
+    vocabulary = taught_words(model)
+    return {
+        "folder": str(run.folder),
+        "model": model,
+        "settings": dict(run.settings),
+        "vocabulary": None if vocabulary is None else outside([r.prompt for r in run.prompts], vocabulary, categories),
+    }
+
+
+def taught_words(model: str) -> list[str] | None:
+    """The words a cascade was trained on, where its cascade.json lists them; None too where it is no longer at hand."""
+    try:
+        folder = resolve(None if model == EMBEDDED_NAME else model, local_files_only=True)
+        return (read_manifest(folder)["text_encoder"] or {}).get("vocabulary")
+    except (WeightsError, OSError):
+        return None
+
+
+def outside(prompts: Sequence[str], vocabulary: Sequence[str], categories: Categories) -> dict[str, Any]:
+    """The shares of prompts with a word outside the vocabulary, and those words, the most frequent first."""
+    strange = [unknown_words([prompt], vocabulary) for prompt in prompts]
+    words = Counter(word for found in strange for word in found)
+    return {
+        "words_taught": len(vocabulary),
+        "overall": sum(map(bool, strange)) / len(prompts),
+        "categories": {name: sum(bool(strange[i]) for i in own) / len(own) for name, own in categories.items()},
+        "words": [word for word, _ in words.most_common(MOST_WORDS)],
+        "more_words": max(0, len(words) - MOST_WORDS),
+    }
+
+
+def judge_figures(scores: Mapping[str, Sequence[Scores]], categories: Categories) -> list[dict[str, Any]]:
+    """Of every judge that has judged a run: its estimate for each, and against the first run it has judged."""
+    judges = dict.fromkeys((found.judge, found.measure) for every in scores.values() for found in every if found.values)
+    return [_judge(judge, measure, scores, categories) for judge, measure in judges]
+
+
+def _judge(judge: str, measure: str, scores: Mapping[str, Sequence[Scores]], categories: Categories) -> dict[str, Any]:
+    judged = {
+        name: found.values
+        for name, every in scores.items()
+        for found in every
+        if (found.judge, found.measure) == (judge, measure) and found.values
+    }
+    clusters: dict[str, dict[int, list[float]]] = {name: {} for name in judged}
+    for name, values in judged.items():
+        for (prompt, _), found in sorted(values.items()):
+            clusters[name].setdefault(prompt, []).append(found.score)
+    interval = clustered_share if measure == "right" else clustered_mean
+    reference = next(iter(clusters))
+    runs = {
+        name: {
+            **per_category(own, categories, interval),
+            "images": len(judged[name]),
+            "wrong": _reasons(judged[name]),
+            "against": None if name == reference else _difference(own, clusters[reference]),
+        }
+        for name, own in clusters.items()
+    }
+    return {"judge": judge, "measure": measure, "reference": reference, "runs": runs}
+
+
+def per_category(
+    clusters: Mapping[int, Sequence[float]], categories: Categories, interval: Callable[[Any], Estimate]
+) -> dict[str, Any]:
+    """The estimate overall and of each category that has scores; clusters: the scores of each prompt."""
+
+    scored = {name: [clusters[number] for number in own if number in clusters] for name, own in categories.items()}
+    return {
+        "overall": _estimate(list(clusters.values()), interval),
+        "categories": {name: _estimate(own, interval) for name, own in scored.items() if own},
+    }
+
+
+def _estimate(clusters: Sequence[Sequence[float]], interval: Callable[[Any], Estimate]) -> dict[str, Any]:
+    if len(clusters) > 1:
+        return asdict(interval(clusters))
+    return {"value": sum(clusters[0]) / len(clusters[0]), "low": None, "high": None}
+
+
+def _reasons(values: Mapping[tuple[int, int], Any]) -> dict[str, dict[str, Any]]:
+    """What judges call wrong, most frequent first: in how many images, with the interval of the share."""
+    count = Counter(reason for found in values.values() for reason in set(found.wrong))
+    clusters: dict[str, dict[int, list[bool]]] = {reason: {} for reason, _ in count.most_common()}
+    for reason, own in clusters.items():
+        for (prompt, _), found in values.items():
+            own.setdefault(prompt, []).append(reason in found.wrong)
+    return {
+        reason: {"images": count[reason], **_estimate(list(own.values()), clustered_share)}
+        for reason, own in clusters.items()
+    }
+
+
+def _difference(own: Mapping[int, Sequence[float]], other: Mapping[int, Sequence[float]]) -> dict[str, float] | None:
+    """The mean over prompts of how much more the one scores than the other, prompt by prompt."""
+    pairs = [[sum(own[i]) / len(own[i]) - sum(other[i]) / len(other[i])] for i in own if i in other]
+    return asdict(clustered_mean(pairs)) if len(pairs) > 1 else None
