@@ -4,6 +4,7 @@ A union of several dataclasses (the two networks, the schedules) is told apart b
 without "Config". Unknown keys, missing keys and wrong types raise `ConfigError` naming the place.
 """
 
+import difflib
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -47,7 +48,9 @@ def decode(cls: type[T], data: Any, where: str) -> T:
     known = {field.name: field for field in fields(cls)}  # pyright: ignore[reportArgumentType] (T is a dataclass)
     for key in data:
         if key not in known:
-            raise ConfigError(f"{where} has the unknown key {key!r}; expected some of {', '.join(known)}")
+            near = difflib.get_close_matches(str(key), known, n=1)
+            meant = f": did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{where} has the unknown key {key!r}; expected some of {', '.join(known)}{meant}")
     for name, field in known.items():
         if name not in data and field.default is MISSING and field.default_factory is MISSING:
             raise ConfigError(f"{where} lacks {name!r}")

@@ -33,7 +33,18 @@ COMMANDS = {
     "generate": Command("pipelines.generate", "generate", "draw images from prompts"),
     "batch": Command("pipelines.batch.command", "batch", "draw images for every prompt of a file, resumably"),
     "export": Command("pipelines.evaluation.exporters", "export", "lay out a batch as GenEval and others expect it"),
-    "drawbench rate": Command("pipelines.evaluation.rating.command", "rate", "ask people which of two runs they prefer"),
+    "evaluate": Command("pipelines.evaluation.coco", "evaluate", "compare what a model draws with captioned images"),
+    "embed": Command("pipelines.embed", "embed", "embed the captions of a data set, for training to read"),
+    "train": Command("pipelines.train", "train", "train a stage on images with captions, resumably"),
+    "assemble": Command(
+        "pipelines.assemble", "assemble", "put trained stages and a text encoder into a cascade folder"
+    ),
+    "convert": Command("pipelines.convert", "convert", "convert DeepFloyd IF from diffusers' layout, or back"),
+    "drawbench score": Command("pipelines.evaluation.score", "score", "have a judge score the images of a batch"),
+    "drawbench rate": Command("pipelines.evaluation.rating.command", "rate", "ask people which of two they prefer"),
+    "drawbench report": Command(
+        "pipelines.evaluation.report.command", "report", "what judges and raters say, on a page"
+    ),
     "info": Command("pipelines.info", "info", "say what a cascade folder holds, or how a PNG was made"),
 }
 
@@ -114,7 +125,8 @@ def _fail(message: str) -> int:
 
 def _suggestion(name: str) -> str:
     group = [command for command in COMMANDS if command.startswith(f"{name.split()[0]} ")]
-    nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5) if name not in _groups() else []
+    misspelt = name not in _groups() and not name.startswith("-")
+    nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5) if misspelt else []
     return f"; did you mean {nearest[0]!r}?" if nearest else f"; there are: {', '.join(group or COMMANDS)}"
 
 

@@ -229,15 +229,16 @@ def tasks():
     pictures = Pictures(pixels, np.stack([things_of(sample_scene(3, i)) for i in range(4)]))
     crops = Crops(rng.integers(256, size=(4, 3, CROP + ROOM, CROP + ROOM), dtype=np.uint8), np.arange(4))
     model = Detector(DetectorConfig(fine=(16, 1), coarse=(16, 1), material_fine=(16, 1), material_coarse=(16, 0)))
-    return WhatAndWhereTask(model.what_and_where, [pictures], batch=2), MaterialTask(model.material, [crops], batch=2)
+    what_and_where = WhatAndWhereTask(model.what_and_where, [pictures], batch_size=2)
+    return what_and_where, MaterialTask(model.material, [crops], batch_size=2)
 
 
 def test_losses_are_functions_of_weights_and_step(tasks):
     for task in tasks:
-        first, figures = task.loss(5)
+        first, figures = task.loss(task.batch(5, range(2)))
         torch.manual_seed(1)
-        again, _ = task.loss(5)
-        other, _ = task.loss(6)
+        again, _ = task.loss(task.batch(5, range(2)))
+        other, _ = task.loss(task.batch(6, range(2)))
         assert first.item() == again.item() != other.item()
         assert all(np.isfinite(value) for value in figures.values())
         first.backward()

@@ -115,7 +115,7 @@ def test_the_packed_loss_is_transformers_own(tokenizer: Tokenizer) -> None:
             scores = task.model.encoder(input_ids=ids).last_hidden_state[0] @ task.model.shared.weight.T
             kept -= scores.log_softmax(dim=1).gather(1, ids.T).sum().item()
             inputs += ids.numel()
-        loss, figures = task.loss(3)
+        loss, figures = task.loss(batch)
     assert list(figures) == ["target_tokens", "span_loss", "kept_loss"]
     assert figures["target_tokens"] == count
     assert figures["span_loss"] == pytest.approx(spans / count, rel=1e-5)
@@ -134,6 +134,8 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(tokenizer: Tokenizer) -> No
 
 
 def test_the_share_of_captions_and_the_window_hold(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="packs a whole batch"):
+        make(tokenizer).batch(0, range(8))
     long = make(tokenizer, caption_share=0.0, max_length=8).batch(0)
     lengths = torch.bincount(long.input_lines.flatten())[1:]
     assert lengths.max() <= 8 + 1
@@ -152,7 +154,7 @@ def trained(task: SpanCorruption, steps: int) -> list[dict[str, float]]:
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
     history = []
     for step in range(steps):
-        loss, figures = task.loss(step)
+        loss, figures = task.loss(task.batch(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

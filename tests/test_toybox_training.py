@@ -59,6 +59,7 @@ def test_weights_are_made_exported_and_continued(small, tmp_path):
         assert {"date", "command", "minutes", "hardware", "torch", "git_commit"} <= set(record)
     assert str(tmp_path) not in (weights / "cascade.json").read_text()
     assert list((runs / "base-64-from-0").glob("samples-*.png"))
+    assert first["provenance"]["base-64"][-1]["held_out_error"] > 0
 
     encoder = load_file(weights / "text_encoder" / "model.safetensors")
     base = load_file(weights / "stage-0-base-64" / "model.safetensors")

@@ -1,113 +1,183 @@
-"""The diffusion objective as a task for the loop: noise an image, ask for it back, weigh the error."""
+"""The diffusion objective as a task for the loop: noise an image, ask for it back, weigh the error.
+
+Shapes: B images, H W pixels. All that is random about sample i is a function of (seed, i), but for the time, whose
+offset is one for a whole step; so neither the number of processes nor accumulation changes what a run learns.
+"""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from cascade.data.source import Source, data_order
+from cascade.data.samples import Batch as SampleBatch
+from cascade.data.samples import Sample, collate
+from cascade.data.skipped import SkipLog
 from cascade.denoiser import Condition, Denoiser
 from cascade.parameterization import LossWeight, target
 from cascade.schedules import alpha_sigma
-from cascade.stage import Augmentation, Stage
+from cascade.stage import Augmentation, Stage, StageConfig
+from cascade.training.metrics import Figures
+from conditioning.embedding_cache import EmbeddingCache
 from conditioning.lowres import augment, blur, downsample, upsample
 from conditioning.text import TextEmbedding
+
+# What a stream of random numbers is for; the keys are part of every run's identity: append, never change.
+OF_NOISE, OF_STEP = (11,), (12,)
+
+
+class Samples(Protocol):
+    """What training sees: sample number i, without end, such as a `TrainingSet`."""
+
+    def __getitem__(self, number: int, /) -> Sample: ...
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """batch_size images a step; text_dropout is the share of captions replaced by the null embedding (Imagen: 0.1)."""
+    """batch_size images a step, of all processes together; seed: of noise levels and noise."""
 
     batch_size: int = 32
-    text_dropout: float = 0.1
     loss: LossWeight = field(default_factory=LossWeight)
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if not 0 <= self.text_dropout <= 1:
-            raise ValueError(f"text_dropout must be in [0, 1], got {self.text_dropout}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
 
 
-class DiffusionTask:
-    """Train a stage's denoiser on a source. Batch k is a pure function of (seed, k): which images, crops and
-    paraphrases, which captions are dropped, every noise level and every noise.
+@dataclass(frozen=True)
+class Batch:
+    """samples: images and captions. time (B,) in [0, 1); noise B 3 H W.
 
-    A super-resolution stage sees the source's images (or crops of them), reduced and augmented as at sampling.
+    level (B,) in [0, 1], blur_sigma (B,) in pixels and level_noise B 3 H W augment the low-resolution image; there is
+    no level_noise where none is augmented. seed: of what takes no generator, which is dropout.
+    """
+
+    samples: SampleBatch
+    time: Tensor
+    noise: Tensor
+    level: Tensor
+    blur_sigma: Tensor
+    level_noise: Tensor | None
+    seed: int
+
+
+class Batches:
+    """``batches(step, rows)``: the given rows of a step's batch, a pure function of (seed, step, rows).
+
+    cache: of the captions' embeddings, if they were made beforehand.
     """
 
     def __init__(
-        self, stage: Stage, source: Source, encode: Callable[[list[str]], TextEmbedding] | None, config: DiffusionConfig
+        self, stage: StageConfig, samples: Samples, config: DiffusionConfig, cache: EmbeddingCache | None = None
     ) -> None:
-        self.stage, self.source, self.encode, self.config = stage, source, encode, config
-        self.model: Denoiser = stage.denoiser
+        self.augmentation, self.samples, self.config, self.cache = stage.augmentation, samples, config, cache
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        device = next(self.model.parameters()).device
-        rng = np.random.default_rng([self.config.seed, step])
-        generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-        torch.manual_seed(generator.initial_seed() + 1)  # dropout takes no generator
-        batch = self.config.batch_size
-        indices = data_order(self.config.seed, step * batch, batch, len(self.source))
-        x0 = self.source.images(indices, rng).to(device)
-
-        def normal() -> Tensor:
-            return torch.randn(x0.shape, generator=generator, device=device)
-
+    def __call__(self, step: int, rows: range) -> Batch:
+        size, seed = self.config.batch_size, self.config.seed
         # Times spread evenly over [0, 1] with one random offset: far less noise in the loss (VDM, appendix I.1).
-        offset = torch.rand((), generator=generator, device=device)
-        t = (offset + torch.arange(batch, device=device) / batch) % 1
-        logsnr = self.model.schedule(t.double()).float()
-        alpha, sigma = (part[:, None, None, None] for part in alpha_sigma(logsnr))
-        eps = normal()
-        condition = self._condition(x0, indices, rng, generator, normal)
-        prepared = self.model.prepare(condition, batch=batch)
-        output = self.model.output(alpha * x0 + sigma * eps, logsnr, prepared)
-        wanted = target(self.model.prediction, x0, eps, alpha, sigma)
-        error = mse_loss(output[:, : x0.shape[1]], wanted, reduction="none").mean(dim=(1, 2, 3))
-        weighted = error * self.config.loss(self.model.prediction, logsnr)
-        return weighted.mean(), _by_quartile(t, error.detach())
+        of_step = np.random.default_rng(np.random.SeedSequence([seed, step], spawn_key=OF_STEP))
+        offset, dropout = of_step.random(), int(of_step.integers(2**62))
+        numbers = [step * size + row for row in rows]
+        samples = collate([self.samples[number] for number in numbers], self.cache)
+        shape = samples.images.shape[1:]
+        noises, level_noises, uniforms = [], [], []
+        for number in numbers:
+            stream = np.random.default_rng(np.random.SeedSequence([seed, number], spawn_key=OF_NOISE))
+            uniforms.append(stream.random(3))
+            generator = torch.Generator().manual_seed(int(stream.integers(2**62)))
+            noises.append(torch.randn(shape, generator=generator))
+            if self.augmentation is not None:
+                level_noises.append(torch.randn(shape, generator=generator))
+        level, sigma, blurred = torch.from_numpy(np.stack(uniforms)).unbind(dim=1)
+        augmentation = self.augmentation or Augmentation()
+        low, high = augmentation.blur_sigma or (0.0, 0.0)
+        return Batch(
+            samples=samples,
+            time=(offset + torch.tensor(rows, dtype=torch.float64) / size) % 1,
+            noise=torch.stack(noises),
+            level=level * augmentation.max_level,
+            blur_sigma=(low + (high - low) * sigma) * (blurred < augmentation.blur_share),
+            level_noise=torch.stack(level_noises) if level_noises else None,
+            seed=dropout + rows.start,
+        )
 
-    def _condition(
+
+class DiffusionTask:
+    """Train a stage's denoiser. A super-resolution stage sees the samples' images, which may be crops, reduced and
+    augmented as at sampling.
+
+    encode: of captions, or a cache of their embeddings; None for a stage without text. skips: where items that cannot
+    be used are counted.
+    """
+
+    def __init__(
         self,
-        x0: Tensor,
-        indices: np.ndarray,
-        rng: np.random.Generator,
-        generator: torch.Generator,
-        normal: Callable[[], Tensor],
-    ) -> Condition:
-        batch, device = len(x0), x0.device
-        text = None
-        if self.encode is not None:
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                text = self.encode(self.source.captions(indices, rng)).to(device)
-            text = _drop(text, torch.from_numpy(rng.random(batch) < self.config.text_dropout).to(device))
-        low_res = aug_logsnr = None
-        if self.stage.config.low_resolution is not None:
-            low_res, aug_logsnr = self._low_res(x0, self.stage.config.augmentation, generator, normal)
-        return Condition(text, low_res, aug_logsnr)
+        stage: Stage,
+        samples: Samples,
+        encode: Callable[[list[str]], TextEmbedding] | EmbeddingCache | None,
+        config: DiffusionConfig,
+        skips: SkipLog | None = None,
+    ) -> None:
+        cache = encode if isinstance(encode, EmbeddingCache) else None
+        self.stage, self.config, self.skips = stage, config, skips
+        self.encode = None if cache is not None else encode
+        self.model: Denoiser = stage.denoiser
+        self.batch_size = config.batch_size
+        self.batch = Batches(stage.config, samples, config, cache)
 
-    def _low_res(
-        self, x0: Tensor, augmentation: Augmentation | None, generator: torch.Generator, normal: Callable[[], Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        batch, _, height, width = x0.shape
+    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """The mean weighted error, and the errors by quarters of the time."""
+        if self.skips is not None:
+            self.skips.record(batch.samples.skipped)
+        error, weight = self.errors(batch)
+        return (error * weight).mean(), _by_quartile(batch.time.to(error.device), error.detach())
+
+    def errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean squared error of the network's prediction for each image, and its weight: (B,) both."""
+        device = next(self.model.parameters()).device
+        torch.manual_seed(batch.seed)
+
+        def sent(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        x0, noise, time = sent(batch.samples.images).float() / 127.5 - 1, sent(batch.noise), sent(batch.time)
+        logsnr = self.model.schedule(time).float()
+        alpha, sigma = (part[:, None, None, None] for part in alpha_sigma(logsnr))
+        with nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False):
+            condition = self._condition(batch, x0)
+        prepared = self.model.prepare(condition, batch=len(x0))
+        output = self.model.output(alpha * x0 + sigma * noise, logsnr, prepared)
+        wanted = target(self.model.prediction, x0, noise, alpha, sigma)
+        error = mse_loss(output[:, : x0.shape[1]], wanted, reduction="none").mean(dim=(1, 2, 3))
+        return error, self.config.loss(self.model.prediction, logsnr)
+
+    @torch.no_grad()
+    def _condition(self, batch: Batch, x0: Tensor) -> Condition:
+        text = batch.samples.text
+        if self.encode is not None:
+            text = self.encode(batch.samples.captions)
+        if text is not None:
+            text = _drop(text.to(x0.device), batch.samples.dropped.to(x0.device))
+        if self.stage.config.low_resolution is None:
+            return Condition(text)
+        height, width = x0.shape[-2:]
         vertical, horizontal = self.stage.scale
         small = downsample(x0, (round(height / vertical), round(width / horizontal)))
         low_res = upsample(small, (height, width))
-        if augmentation is None:
-            return low_res, None
-        if augmentation.blur_sigma is not None:
-            low, high = augmentation.blur_sigma
-            u, chosen = torch.rand(2, batch, generator=generator, device=x0.device)
-            sigma = low + (high - low) * u
-            low_res = blur(low_res, sigma * (chosen < augmentation.blur_share))
-        level = torch.rand(batch, generator=generator, device=x0.device) * augmentation.max_level
-        logsnr = augmentation.schedule(level.double()).float()
-        return augment(low_res, logsnr, normal()), logsnr
+        augmentation = self.stage.config.augmentation
+        if augmentation is None or batch.level_noise is None:
+            return Condition(text, low_res)
+        if augmentation.blur_sigma is not None and not x0.is_meta:
+            low_res = blur(low_res, batch.blur_sigma.float().to(x0.device))
+        logsnr = augmentation.schedule(batch.level).float().to(x0.device)
+        return Condition(text, augment(low_res, logsnr, batch.level_noise.to(x0.device)), logsnr)
 
 
 def _drop(text: TextEmbedding, dropped: Tensor) -> TextEmbedding:
@@ -118,7 +188,7 @@ def _drop(text: TextEmbedding, dropped: Tensor) -> TextEmbedding:
     return TextEmbedding(text.tokens.masked_fill(dropped[:, None, None], 0), mask, text.padding)
 
 
-def _by_quartile(t: Tensor, error: Tensor) -> dict[str, float]:
-    """Mean unweighted error per quarter of the time axis, 1 the cleanest."""
-    quarter = (t * 4).long().clamp(max=3)
-    return {f"error_q{q + 1}": error[quarter == q].mean().item() for q in range(4) if (quarter == q).any()}
+def _by_quartile(time: Tensor, error: Tensor) -> Figures:
+    """The unweighted errors per quarter of the time axis, 1 the cleanest."""
+    quarter = (time * 4).long().clamp(max=3)
+    return {f"error_q{q + 1}": error[quarter == q] for q in range(4)}

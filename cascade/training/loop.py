@@ -1,44 +1,67 @@
-"""The training loop, whatever is trained.
+"""The training loop, whatever is trained, in however many processes.
 
-A `Task` says what a step means; the loop does the rest: precision, optimizer, learning-rate schedule, clipping, EMA,
-checkpoints, the loss log. Since a task's loss is a pure function of (weights, step), the whole state of a run is
-weights, EMA, optimizer and how far it has come: resuming is running again.
+A `Task` says what a batch is and what its loss; the loop does the rest: precision, accumulation, clipping, the learning
+rate, EMA, checkpoints, metrics. Since batch k is a pure function of (seed, k), the whole state of a run is weights,
+EMA, optimizer and how far it has come: resuming is running again.
 """
 
-import json
+from __future__ import annotations
+
+import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from cascade.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from cascade.training.distributed import (
+    Parallel,
+    World,
+    checkpoint_activations,
+    compile_networks,
+    full,
+    put_back,
+    spread,
+    synced,
+)
 from cascade.training.ema import EMA
-from cascade.training.muon import Muon
-
-OptimizerName = Literal["adamw", "muon"]
-SMALLEST_MATRIX = 64  # rows and columns from which a parameter is worth an orthogonal step
+from cascade.training.interruption import SIGNALS, Interrupted, Listening, leave_to_parent
+from cascade.training.metrics import Figures, Means, MetricsFile, Reporter, memory_gb, peak_flops, rounded
+from cascade.training.optimizers import OPTIMIZERS, OptimizerName, make_optimizer
+from cascade.training.schedule import Budget, Progress, rate_factor
 
 
 class Task(Protocol):
-    """``model`` is what is trained; ``loss(step)`` is the mean loss of batch ``step`` and figures for the log."""
+    """``model`` is what is trained. ``batch(step, rows)`` makes the given rows of a batch of ``batch_size`` on the CPU,
+    perhaps in another process; ``loss`` is the mean over them, with figures for the metrics, always the same ones.
+    """
 
     @property
     def model(self) -> nn.Module: ...
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]: ...
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def batch(self) -> Callable[[int, range], Any]: ...
+
+    def loss(self, batch: Any) -> tuple[Tensor, Figures]: ...
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How to optimize: by "adamw", or "muon" (fewer steps, each a fifth dearer on a CPU).
+    """How to optimize: by "adamw", "adafactor" (least memory) or "muon" (fewer steps, each a fifth dearer on a CPU).
 
     learning_rate is reached after ``warmup_steps`` and held until the last ``decay`` share of the run's budget, over
-    which it falls linearly to zero. grad_clip bounds the gradient's norm.
+    which it falls linearly to zero. grad_clip bounds the gradient's norm. accumulation: how many parts, one after the
+    other, a process's share of a batch is computed in. parallel: see cascade.training.distributed. workers: processes
+    that make batches. report_every: steps between two reports (sample grids, validation); keep: how many checkpoints.
     """
 
     optimizer: OptimizerName = "adamw"
@@ -50,154 +73,251 @@ class LoopConfig:
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     bf16: bool = True
+    accumulation: int = 1
+    parallel: Parallel = "ddp"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    workers: int = 0
+    max_skipped: int = 20
     log_every: int = 20
+    report_every: int = 1000
     checkpoint_minutes: float = 3.0
+    keep: int = 1
 
     def __post_init__(self) -> None:
-        if self.optimizer not in get_args(OptimizerName):
-            raise ValueError(f"optimizer {self.optimizer!r}: expected one of {', '.join(get_args(OptimizerName))}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay is a share of the budget in [0, 1], got {self.decay}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ValueError(f"parallel {self.parallel!r}: expected ddp or fsdp")
+        for name in ("accumulation", "max_skipped", "log_every", "report_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long to train: a number of steps (reproducible to the bit), or minutes of training on whatever machine."""
-
-    steps: int | None = None
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError(f"give either steps or minutes, got steps={self.steps}, minutes={self.minutes}")
-        if any(given is not None and given <= 0 for given in (self.steps, self.minutes)):
-            raise ValueError(f"a budget must be positive, got steps={self.steps}, minutes={self.minutes}")
-
-    def spent(self, steps: int, seconds: float) -> float:
-        """The share of the budget gone, in [0, 1]."""
-        if self.steps is not None:
-            return min(1.0, steps / self.steps)
-        assert self.minutes is not None, "one of the two is given"
-        return min(1.0, seconds / (60 * self.minutes))
-
-
-@dataclass
-class Progress:
-    """How far a run has come. ``first_step`` is where its batches begin, so that a continued model sees new ones."""
-
-    first_step: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-
-    @property
-    def batch(self) -> int:
-        return self.first_step + self.steps
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Decay matrices and kernels; leave gains, biases and embeddings of one dimension alone."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW, or Muon for the matrices and kernels of at least SMALLEST_MATRIX rows and columns."""
-    if config.optimizer == "adamw":
-        groups = parameter_groups(model, config.weight_decay)
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    matrices, rest = [], []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            large = parameter.ndim > 1 and min(parameter.flatten(1).shape) >= SMALLEST_MATRIX
-            (matrices if large and id(parameter) not in embeddings else rest).append(parameter)
-    groups = [{"params": matrices, "matrices": True, "weight_decay": config.weight_decay}, {"params": rest}]
-    return Muon([group for group in groups if group["params"]], config.learning_rate, betas=config.betas)
+class Diverged(ValueError):
+    """Too many steps in a row had a loss or a gradient that is no number."""
 
 
 class Loop:
-    """One run in one folder: train.jsonl (the log) and checkpoint/ (the last state, replaced atomically)."""
+    """One run in one folder: metrics.jsonl and checkpoints/.
 
-    def __init__(self, task: Task, config: LoopConfig, folder: Path, *, first_step: int = 0) -> None:
+    settings: what made the run, kept in its checkpoints. flops: of one training step, for the share of the hardware's
+    that is used. reporters: who else is told the metrics; only the main process tells them.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: LoopConfig,
+        folder: Path,
+        *,
+        first_step: int = 0,
+        world: World | None = None,
+        settings: Mapping[str, Any] | None = None,
+        flops: float | None = None,
+        reporters: Sequence[Reporter] = (),
+    ) -> None:
         self.task, self.config, self.folder = task, config, Path(folder)
+        self.world, self.settings, self.flops = world or World(), settings, flops
+        self.parts = self.world.rows(task.batch_size, config.accumulation)
         self.model = task.model
         self.device = next(self.model.parameters()).device
-        self.optimizer = make_optimizer(self.model, config)
+        if config.activation_checkpointing:
+            checkpoint_activations(self.model)
+        if config.compile:
+            compile_networks(self.model)
+        self.wrapped = spread(self.model, self.world, config.parallel, bf16=config.bf16)
+        self.optimizer = make_optimizer(
+            self.model, config.optimizer, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
         self.ema = EMA(self.model, config.ema_decay)
         self.progress = Progress(first_step)
+        self.metrics = MetricsFile(self.folder)
+        self.reporters: list[Reporter] = [self.metrics, *reporters] if self.world.main else []
+        self._skipped_in_a_row = 0
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint"
-
     def resume(self) -> bool:
-        """Take up the folder's checkpoint, if there is one."""
-        if find_checkpoint(self.checkpoint) is None:
+        """Take up the folder's newest checkpoint, if there is one."""
+        self.world.barrier()
+        found = find_checkpoint(self.folder)
+        if found is None:
+            if self.world.main:
+                self.metrics.rewind(self.progress.batch)
             return False
-        state = load_checkpoint(self.checkpoint, self.model, self.ema, self.optimizer)
-        self.progress = Progress(**state)
+        self.progress = Progress(**load_checkpoint(found, self.model, self.ema, self.optimizer)["progress"])
+        if self.world.main:
+            self.metrics.rewind(self.progress.batch)
         return True
 
     def save(self) -> None:
-        save_checkpoint(self.checkpoint, self.model, self.ema, self.optimizer, vars(self.progress))
+        state = {"progress": asdict(self.progress), "config": self.settings}
+        save_checkpoint(
+            self.folder,
+            self.progress.batch,
+            self.model,
+            self.ema,
+            self.optimizer,
+            state,
+            keep=self.config.keep,
+            world=self.world,
+        )
 
-    def run(self, budget: Budget, on_checkpoint: Callable[[Progress], None] | None = None) -> None:
-        """Train until the budget is spent, counting what a resumed run spent before; save at the end."""
+    def run(self, budget: Budget, report: Callable[[Progress], Mapping[str, float]] | None = None) -> None:
+        """Train until the budget is spent, counting what a resumed run spent before; save at the end.
+
+        report: called in all processes every ``report_every`` steps; the figures it returns go to the metrics. Raises
+        Interrupted, after the step is done and saved, on SIGTERM or SIGINT, and Diverged.
+        """
         self.model.train()
-        started = last_save = last_log = time.monotonic()
         before = self.progress.seconds
-        total, count, extra = 0.0, 0, {}
-        while (spent := budget.spent(self.progress.steps, self.progress.seconds)) < 1:
-            loss, figures = self._step(spent)
-            self.progress.steps += 1
-            total, count = total + loss, count + 1
-            for name, value in figures.items():
-                extra.setdefault(name, []).append(value)
-            now = time.monotonic()
-            self.progress.seconds = before + now - started
-            if self.progress.steps % self.config.log_every == 0:
-                means = {name: sum(values) / len(values) for name, values in extra.items()}
-                self._log(total / count, means, (now - last_log) / count, spent)
-                total, count, extra, last_log = 0.0, 0, {}, now
-            if now - last_save > 60 * self.config.checkpoint_minutes:
-                self.save()
-                if on_checkpoint is not None:
-                    on_checkpoint(self.progress)
-                last_save = time.monotonic()
+        started = last_save = last_log = time.monotonic()
+        means, window = Means(self.world), 0
+        with Listening() as signals:
+            for micro_batches in self._batches(budget):
+                spent = budget.spent(self.progress.steps, self.progress.seconds)
+                means.add(self._step(micro_batches, spent))
+                window += 1
+                now = time.monotonic()
+                # All processes go by the main one's clock, and stop if any of them is told to.
+                clock = [now - started, now - last_save, *(float(signals.heard == s) for s in SIGNALS)]
+                elapsed, unsaved, *heard = self._agreed(clock)
+                self.progress.seconds = before + elapsed
+                if self.progress.steps % self.config.log_every == 0:
+                    self._log(means.take(self.device), (now - last_log) / window, budget)
+                    window, last_log = 0, now
+                told = next((signum for signum, count in zip(SIGNALS, heard, strict=True) if count), None)
+                if told is None and report is not None and self.progress.steps % self.config.report_every == 0:
+                    self.tell(report(self.progress))
+                    self.model.train()
+                if told is not None or unsaved > 60 * self.config.checkpoint_minutes:
+                    self.save()
+                    last_save = time.monotonic()
+                if told is not None:
+                    raise Interrupted(told)
         self.save()
 
-    def _step(self, spent: float) -> tuple[float, dict[str, float]]:
+    def inside(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function that uses the model, wherever its weights are; all processes have to call together."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            found = self.wrapped(function, *args)
+        if not torch.is_grad_enabled():
+            put_back(self.wrapped)
+        return found
+
+    @torch.no_grad()
+    def evaluate(self, task: Task, steps: int) -> float:
+        """The mean loss of the averaged weights over some batches of another task for the same model."""
+        self.model.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with self.ema.applied():
+            for step in range(steps):
+                for rows in self.world.rows(task.batch_size, self.config.accumulation):
+                    loss, _ = self.inside(task.loss, task.batch(step, rows))
+                    total += loss.double() * len(rows)
+        self.model.train()
+        return self.world.sum(total).item() / (steps * task.batch_size)
+
+    def _batches(self, budget: Budget) -> Iterator[Iterator[Any]]:
+        """For every step the budget has left, the parts of its batch."""
+        if budget.spent(self.progress.steps, self.progress.seconds) >= 1:
+            return
+        steps = itertools.count(self.progress.batch)
+        wanted = ((step, rows) for step in steps for rows in self.parts)
+        loaded = iter(
+            DataLoader(
+                _Batches(self.task.batch),
+                batch_size=None,
+                sampler=wanted,
+                num_workers=self.config.workers,
+                worker_init_fn=leave_to_parent,
+                pin_memory=False,
+            )
+        )
+        while budget.spent(self.progress.steps, self.progress.seconds) < 1:
+            yield itertools.islice(loaded, len(self.parts))
+
+    def _step(self, micro_batches: Iterator[Any], spent: float) -> Figures:
         config = self.config
-        warm = min(1.0, (self.progress.steps + 1) / max(1, config.warmup_steps))
-        rate = config.learning_rate * warm * min(1.0, (1 - spent) / config.decay if config.decay else 1.0)
+        factor = rate_factor(self.progress.steps, spent, warmup_steps=config.warmup_steps, decay=config.decay)
+        rate = config.learning_rate * factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            loss, figures = self.task.loss(self.progress.batch)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-        value = loss.item()
-        if math.isfinite(value) and math.isfinite(norm.item()):  # a broken batch is skipped, not learned from
+        losses, figures = [], {}
+        for i, batch in enumerate(micro_batches):
+            with synced(self.wrapped, last=i == len(self.parts) - 1):
+                loss, told = self.inside(self.task.loss, batch)
+                (loss / len(self.parts)).backward()
+            losses.append(loss.detach())
+            for name, value in told.items():
+                figures.setdefault(name, []).append(torch.as_tensor(value).detach().flatten())
+        norm = full(nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)).item()
+        loss = self.world.sum(torch.stack(losses).double().mean()).item() / self.world.size
+        if math.isfinite(loss) and math.isfinite(norm):  # the same everywhere: all processes learn from it, or none
             self.optimizer.step()
-            self.ema.update(self.model, self.progress.steps)
+            self.ema.update(self.progress.steps)
+            self._skipped_in_a_row = 0
+        else:
+            self._skip(loss, norm)
         self.optimizer.zero_grad()
-        return value, figures | {"grad_norm": norm.item(), "lr": rate}
+        self.progress.steps += 1
+        means = {name: torch.cat(values) for name, values in figures.items()}
+        return {"loss": loss, "grad_norm": norm, "lr": rate, **means}
 
-    def _log(self, loss: float, figures: dict[str, float], seconds_per_step: float, spent: float) -> None:
+    def _skip(self, loss: float, norm: float) -> None:
+        self.progress.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self.config.max_skipped:
+            raise Diverged(
+                f"{self._skipped_in_a_row} steps in a row, up to {self.progress.batch}, had a loss ({loss}) or a "
+                f"gradient (norm {norm}) that is no number. The last checkpoint is as good as it was: go on from it "
+                f"with a lower learning_rate than {self.config.learning_rate}, or a longer warmup_steps"
+            )
+
+    def _agreed(self, clock: list[float]) -> list[float]:
+        """Two times of the main process, and for each signal how many have heard it."""
+        if self.world.size == 1:
+            return clock
+        own = [x if self.world.main else 0.0 for x in clock[:2]] + clock[2:]
+        return self.world.sum(torch.tensor(own, dtype=torch.float64, device=self.device)).tolist()
+
+    def _log(self, means: dict[str, float], seconds_per_step: float, budget: Budget) -> None:
+        spent = budget.spent(self.progress.steps, self.progress.seconds)
+        left = (1 - spent) / spent * self.progress.seconds if spent else math.nan
         line = {
-            "step": self.progress.batch,
-            "loss": loss,
-            "seconds_per_step": seconds_per_step,
             "spent": spent,
-            **figures,
+            "images_per_second": self.task.batch_size / seconds_per_step,
+            "seconds_per_step": seconds_per_step,
+            "seconds_left": left,
+            "memory_gb": memory_gb(self.device),
+            "skipped": self.progress.skipped,
+            **means,
         }
-        with (self.folder / "train.jsonl").open("a") as log:
-            log.write(json.dumps({name: float(f"{value:.6g}") for name, value in line.items()}) + "\n")
+        peak = peak_flops(self.device) if self.config.bf16 else None
+        if self.flops is not None and peak is not None:
+            line["mfu"] = self.flops / (seconds_per_step * peak * self.world.size)
+        self.tell(line)
+
+    def tell(self, figures: Mapping[str, float]) -> None:
+        """Put figures of the step that the run has come to into the metrics."""
+        if figures:
+            for reporter in self.reporters:
+                reporter(rounded({"step": self.progress.batch, **figures}))
+
+
+class _Batches(Dataset):
+    """What a DataLoader's workers index: by (step, rows)."""
+
+    def __init__(self, batch: Callable[[int, range], Any]) -> None:
+        self.batch = batch
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.batch(*index)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cascade.training.distributed import full, like
+
 # Jordan et al.: a quintic whose iterates bring every singular value near 1, as steeply at 0 as it can.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -61,8 +63,9 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(gradient, 1 - self.momentum)
-        direction = gradient.lerp(state["momentum"], self.momentum).flatten(1)
-        return (0.2 * math.sqrt(max(direction.shape)) * orthogonalized(direction)).view_as(parameter)
+        direction = full(gradient.lerp(state["momentum"], self.momentum)).flatten(1)  # every process does all of it
+        step = (0.2 * math.sqrt(max(direction.shape)) * orthogonalized(direction)).view(parameter.shape)
+        return like(parameter, step)
 
     def _adam_step(self, parameter: nn.Parameter) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad

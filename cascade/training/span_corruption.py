@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from conditioning.text import TextEncoder
 from conditioning.tokenizer import EOS, PAD, UNK, Tokenizer
@@ -218,7 +218,8 @@ def _mask(queries: Tensor, keys: Tensor, causal: bool = False) -> Tensor:
 
 
 class SpanCorruption:
-    """A training task: `model`, and `loss(step)` over a batch that is a pure function of (seed, step).
+    """A training task, for one process: the lines of a batch are packed together. Batches are a pure function of
+    (seed, step).
 
     captions, plain_text: two lists of lines; a step takes `caption_share` of its batch from the captions, rounded to
     whole lines, all drawn with replacement. A line longer than `max_length` tokens gives a random window of it.
@@ -253,8 +254,10 @@ class SpanCorruption:
             torch.manual_seed(seed)
             self.model = (shape or SmallT5()).build(tokenizer.size)
 
-    def batch(self, step: int) -> Packed:
-        """The packed lines of a step, on the CPU."""
+    def batch(self, step: int, rows: range | None = None) -> Packed:
+        """The packed lines of a step, on the CPU. Raises ValueError for a part of its rows."""
+        if rows is not None and len(rows) != self.batch_size:
+            raise ValueError("span corruption packs a whole batch: train in one process, without accumulation")
         rng = np.random.default_rng([self.seed, step])
         pairs: list[tuple[list[int], list[int]]] = []
         for i in range(self.batch_size):
@@ -264,14 +267,13 @@ class SpanCorruption:
             pairs.append(corrupt(line[begin : begin + self.max_length], self.tokenizer, rng))
         return pack(pairs, 2 * self.max_length)
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The mean cross entropy of the target tokens of a step plus that of reading each input token off its own
+    def loss(self, batch: Packed) -> tuple[Tensor, dict[str, float]]:
+        """The mean cross entropy of the target tokens plus that of reading each input token off its own
         encoding with the tied embeddings, in nats; and both beside how many targets there were.
 
         Without the second part words that may stand in each other's place get one vector, and what the encoder is for,
         to tell a diffusion model which was said, is lost.
         """
-        batch = self.batch(step)
         count = float((batch.targets != IGNORED).sum())
         batch = batch.to(self.model.shared.weight.device)
         encoded = self.model.encoder(
@@ -290,17 +292,13 @@ class SpanCorruption:
         kept = F.cross_entropy(self.model.lm_head(encoded[there]).float(), batch.inputs[there])
         return spans + kept, {"target_tokens": count, "span_loss": spans.item(), "kept_loss": kept.item()}
 
-    def export(self, folder: str | Path, model: nn.Module | None = None) -> None:
-        """Write the encoder (bf16 safetensors) and the tokenizer; TextEncoder.from_pretrained loads them.
-
-        model: None is the trained one; a copy with averaged weights (EMA) is given here.
-        """
+    def export(self, folder: str | Path) -> None:
+        """Write the encoder (bf16 safetensors) and the tokenizer; TextEncoder.from_pretrained loads them."""
         from transformers.models.t5.configuration_t5 import T5Config
         from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-        trained = self.model if model is None else model
         encoder = T5EncoderModel(T5Config.from_dict(self.model.config.to_dict()))
-        weights = {k: v for k, v in trained.state_dict().items() if k.startswith(("shared.", "encoder."))}
+        weights = {k: v for k, v in self.model.state_dict().items() if k.startswith(("shared.", "encoder."))}
         encoder.load_state_dict(weights)
         TextEncoder(encoder, self.tokenizer).to(dtype=torch.bfloat16).save_pretrained(folder)
 

@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import tomllib
-from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -23,25 +23,29 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from cascade import presets
 from cascade.build import build_stage, load_network, load_stage, stage_files, stage_folder
 from cascade.card import model_card
 from cascade.config import decode
+from cascade.data.samples import TrainingSet
 from cascade.data.text import plain_text
 from cascade.data.toybox import caption, sample_description, vocabulary
 from cascade.data.toybox.description import pick
-from cascade.data.toybox.rendered import RenderedToybox, render_collection
+from cascade.data.toybox.rendered import render_collection
 from cascade.data.toybox.scene import GROUNDS
-from cascade.denoiser import Denoiser
-from cascade.randomness import Draws
+from cascade.data.toybox.source import ToyboxSource
+from cascade.data.transform import Transform
 from cascade.stage import Stage, StageConfig
+from cascade.training.checkpoint import find_checkpoint, read_weights
 from cascade.training.diffusion import DiffusionConfig, DiffusionTask
-from cascade.training.loop import Budget, Loop, LoopConfig, Progress
+from cascade.training.loop import Loop, LoopConfig
+from cascade.training.metrics import Console
+from cascade.training.samples import draw, save_sheet
+from cascade.training.schedule import Budget, Progress
 from cascade.training.span_corruption import SpanCorruption, train_tokenizer
-from conditioning.lowres import downsample, upsample
 from conditioning.text import TextEncoder
 from conditioning.tokenizer import Tokenizer
 from weights.hub import EMBEDDED
@@ -80,6 +84,7 @@ class DataConfig:
     scenes: int
     size: int
     crop: int | None = None
+    text_dropout: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -157,10 +162,11 @@ def train_text(minutes: float, device: str, runs: Path, shipped: Shipped) -> Non
         train_tokenizer([*captions, *plain_text()], tokenizer)
     task = SpanCorruption(captions, plain_text(), Tokenizer.from_folder(tokenizer))
     nn.Module.to(task.model, device)
-    loop = Loop(task, run.loop, folder)
+    loop = Loop(task, run.loop, folder, reporters=[Console()])
     loop.resume()
     loop.run(Budget(minutes=minutes * run.share))
-    task.export(folder / "export", loop.ema.model)
+    with loop.ema.applied():
+        task.export(folder / "export")
     record(folder, part="text", samples=task.batch_size * loop.progress.steps, progress=loop.progress, device=device)
 
 
@@ -174,18 +180,24 @@ def retold(count: int) -> list[str]:
     return [f"{caption(what, rng, ground)}, {caption(what, rng, ground)}" for what, ground in said]
 
 
-def scenes(run: StageRun, part: str, runs: Path, shipped: Shipped) -> RenderedToybox:
+def scenes(run: StageRun, part: str, runs: Path, shipped: Shipped) -> ToyboxSource:
     """The scenes of a run, rendered once; every continuation draws its own."""
     folder = runs / f"scenes-{run.data.size}-from-{shipped.samples(part)}"
     seed = PARTS.index(part) + shipped.samples(part)
     render_collection(folder, seed=seed, count=run.data.scenes, size=run.data.size)
-    return RenderedToybox(folder, crop=run.data.crop)
+    return ToyboxSource(folder)
 
 
-def held_out(run: StageRun, runs: Path) -> RenderedToybox:
+def held_out(run: StageRun, runs: Path) -> ToyboxSource:
     folder = runs / f"held-out-{run.data.size}"
     render_collection(folder, seed=HELD_OUT_SEED, count=HELD_OUT, size=run.data.size)
-    return RenderedToybox(folder, crop=run.data.crop)
+    return ToyboxSource(folder)
+
+
+def shown(source: ToyboxSource, data: DataConfig, seed: int = 0) -> TrainingSet:
+    """A run's samples: random crops of scenes, some of them without a caption."""
+    side, crop = (data.size, data.size), None if data.crop is None else (data.crop, data.crop)
+    return TrainingSet(source, Transform(side, crop, position="random"), seed=seed, text_dropout=data.text_dropout)
 
 
 def text_encoder(runs: Path, shipped: Shipped) -> TextEncoder:
@@ -201,65 +213,46 @@ def train_stage(part: str, minutes: float, device: str, runs: Path, shipped: Shi
     torch.manual_seed(0)
     stage = (shipped.stage(config) or build_stage(config)).to(device)
     encoder = text_encoder(runs, shipped).to(device)
-    source, unseen = scenes(run, part, runs, shipped), held_out(run, runs)
-    task = DiffusionTask(stage, source, encoder, run.diffusion)
-    loop = Loop(task, run.loop, folder, first_step=shipped.samples(part) // run.diffusion.batch_size)
-    assert isinstance(loop.ema.model, Denoiser)
-    averaged = Stage(config, loop.ema.model)
+    unseen = held_out(run, runs)
+    task = DiffusionTask(stage, shown(scenes(run, part, runs, shipped), run.data), encoder, run.diffusion)
+    first = shipped.samples(part) // run.diffusion.batch_size
+    loop = Loop(task, run.loop, folder, first_step=first, reporters=[Console()])
+    unseen_samples = shown(unseen, run.data, seed=1)
+    validation = DiffusionTask(stage, unseen_samples, encoder, replace(run.diffusion, seed=1))
 
-    def report(progress: Progress) -> None:
+    def report(progress: Progress) -> Mapping[str, float]:
         seen = progress.batch * run.diffusion.batch_size
-        draw_grid(averaged, encoder, unseen, folder / f"samples-{seen:08d}.png")
-        save_snapshot(averaged, folder / "snapshots" / f"{seen:08d}.safetensors")
+        with loop.ema.applied():
+            draw_grid(stage, encoder, unseen_samples, folder / f"samples-{seen:08d}.png")
+            save_snapshot(stage, folder / "snapshots" / f"{seen:08d}.safetensors")
+        return {"held_out_error": loop.evaluate(validation, max(1, len(unseen) // run.diffusion.batch_size))}
 
     loop.resume()
     loop.run(Budget(minutes=minutes * run.share), report)
-    report(loop.progress)
     record(
         folder,
         part=part,
         samples=loop.progress.batch * run.diffusion.batch_size,
         progress=loop.progress,
         device=device,
-        held_out_error=validation_error(DiffusionTask(averaged, unseen, encoder, replace(run.diffusion, seed=1))),
+        **report(loop.progress),
     )
 
 
-@torch.no_grad()
-def validation_error(task: DiffusionTask) -> float:
-    """The mean loss over the held-out scenes, with the same noise for whoever is measured."""
-    steps = max(1, len(task.source) // task.config.batch_size)
-    return sum(task.loss(step)[0].item() for step in range(steps)) / steps
-
-
-def draw_grid(stage: Stage, encoder: TextEncoder, unseen: RenderedToybox, path: Path) -> None:
+def draw_grid(stage: Stage, encoder: TextEncoder, unseen: TrainingSet, path: Path) -> None:
     """A base: GRID_PROMPTS. Super-resolution: held-out scenes in rows of input (bicubic), output and truth."""
-    from PIL import Image
-
+    prompts, truth = list(GRID_PROMPTS), None
+    if stage.config.low_resolution is not None:
+        samples = [unseen[i] for i in range(4)]
+        truth = torch.stack([sample.image for sample in samples]).float() / 127.5 - 1
+        prompts = [sample.caption for sample in samples]
     stage.eval()
-    if stage.config.low_resolution is None:
-        count, low_res, prompts = len(GRID_PROMPTS), None, list(GRID_PROMPTS)
-        size = stage.config.resolution
-    else:
-        count = 4
-        truth = unseen.images(np.arange(count), np.random.default_rng(0)).to(stage.device)
-        prompts = unseen.captions(np.arange(count), np.random.default_rng(0))
-        size = (truth.shape[-2], truth.shape[-1])
-        low_res = downsample(truth, (round(size[0] / stage.scale[0]), round(size[1] / stage.scale[1])))
-    sampling = stage.config.sampling.override(steps=16)
-    draws = Draws(range(count), 0)
-    text, null = encoder(prompts), encoder.null(count)
-    steps = stage.sample(draws, size, text=text, null=null, low_res=low_res, sampling=sampling)
-    drawn = deque(steps, maxlen=1)[0].z
-    images = drawn if low_res is None else torch.cat([upsample(low_res, size), drawn, truth])
-    rows = images.unflatten(0, (-1, 4))  # R 4 C H W
-    page = rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (R H) (4 W) C
-    Image.fromarray(((page.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()).save(path)
+    save_sheet(draw(stage, prompts, encoder(prompts), truth=truth), path, columns=4)
     stage.train()
 
 
 def save_snapshot(stage: Stage, path: Path) -> None:
-    """The averaged weights as they are now, in bf16: a point of the learning curve."""
+    """The weights as they are now, in bf16: a point of the learning curve."""
     path.parent.mkdir(exist_ok=True)
     fresh = path.with_suffix(".part")
     save_file(dict(stage_files(stage, torch.bfloat16).tensors), fresh)
@@ -308,8 +301,9 @@ def export(runs: Path, shipped: Shipped) -> None:
             )
         if stage is None:
             stage = build_stage(config)
-            saved = load_file(folder / "checkpoint" / "ema.safetensors")
-            tensors = {name.removeprefix("network."): tensor for name, tensor in saved.items()}
+            checkpoint = find_checkpoint(folder)
+            assert checkpoint is not None, "a finished run has saved"
+            tensors = {name.removeprefix("network."): tensor for name, tensor in read_weights(checkpoint).items()}
             load_network(stage, tensors, str(folder))
         stage.config = config
         made.append(stage)

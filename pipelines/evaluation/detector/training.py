@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade.training.loop import Budget, Loop, LoopConfig
+from cascade.training.loop import Loop, LoopConfig
+from cascade.training.schedule import Budget
 from pipelines.evaluation.detector.corruptions import blur, coarsen, jpeg, noise
 from pipelines.evaluation.detector.data import (
     CROWDED,
@@ -161,29 +162,32 @@ def what_and_where_loss(maps: dict[str, Tensor], targets: Targets) -> dict[str, 
 
 
 class WhatAndWhereTask:
-    """Batches of pictures from the shards, spoilt; a loss is a function of (weights, seed, step)."""
+    """Batches of pictures from the shards, spoilt: functions of (seed, step), drawn whole by one process."""
 
-    def __init__(self, model: WhatAndWhere, shards: list[Pictures], batch: int = 32, seed: int = 0) -> None:
-        self.model, self.shards, self.batch, self.seed = model, shards, batch, seed
+    def __init__(self, model: WhatAndWhere, shards: list[Pictures], batch_size: int = 32, seed: int = 0) -> None:
+        self.model, self.shards, self.batch_size, self.seed = model, shards, batch_size, seed
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def batch(self, step: int, rows: range) -> tuple[Tensor, Targets]:
+        assert len(rows) == self.batch_size
         rng = np.random.default_rng([self.seed, step])
-        with torch.autocast("cpu", enabled=False):
-            pictures, things = self._draw(rng)
-            pictures, targets = spoil(pictures, PICTURES, rng), Targets.of(things)
+        pictures, things = self._draw(rng)
+        return spoil(pictures, PICTURES, rng), Targets.of(things)
+
+    def loss(self, batch: tuple[Tensor, Targets]) -> tuple[Tensor, dict[str, float]]:
+        pictures, targets = batch
         terms = what_and_where_loss(self.model(pictures), targets)
         return torch.stack(list(terms.values())).sum(), {name: term.item() for name, term in terms.items()}
 
     def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """B 3 SEEN SEEN and B T FIELDS. Half are mirrored, as the world is symmetric; a few show nothing."""
-        rows = _rows(self.shards, self.batch, rng)
+        rows = _rows(self.shards, self.batch_size, rng)
         pictures = to_images(np.stack([source.pixels[i] for source, i in rows]))
         things = torch.from_numpy(np.stack([source.things[i] for source, i in rows]))
-        mirror = torch.from_numpy(rng.random(self.batch) < 0.5)
+        mirror = torch.from_numpy(rng.random(self.batch_size) < 0.5)
         pictures[mirror] = pictures[mirror].flip(-1)
         for field in ("x", "right"):
             things[mirror, :, FIELDS.index(field)] *= -1
-        nothing = torch.from_numpy(rng.random(self.batch) < 0.02)
+        nothing = torch.from_numpy(rng.random(self.batch_size) < 0.02)
         if nothing.any():
             pictures[nothing], things[nothing] = clouds(int(nothing.sum()), rng), torch.nan
         return pictures, things
@@ -192,26 +196,31 @@ class WhatAndWhereTask:
 class MaterialTask:
     """Batches of crops from the shards, shifted about and slightly spoilt; else as WhatAndWhereTask."""
 
-    def __init__(self, model: Material, shards: list[Crops], batch: int = 64, seed: int = 0) -> None:
-        self.model, self.shards, self.batch, self.seed = model, shards, batch, seed
+    def __init__(self, model: Material, shards: list[Crops], batch_size: int = 64, seed: int = 0) -> None:
+        self.model, self.shards, self.batch_size, self.seed = model, shards, batch_size, seed
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def batch(self, step: int, rows: range) -> tuple[Tensor, Tensor]:
+        assert len(rows) == self.batch_size
         rng = np.random.default_rng([self.seed, step])
-        with torch.autocast("cpu", enabled=False):
-            crops, materials = self._draw(rng)
-            crops = spoil(crops, CROPS, rng)
+        crops, materials = self._draw(rng)
+        return spoil(crops, CROPS, rng), materials
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        crops, materials = batch
         logits = self.model(crops)
         right = (logits.argmax(dim=1) == materials).float().mean().item()
         return F.cross_entropy(logits, materials), {"right": right}
 
     def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """B 3 CROP CROP, half of them mirrored, and B indices into MATERIALS."""
-        rows = _rows(self.shards, self.batch, rng)
-        pixels = np.empty((self.batch, 3, CROP, CROP), np.uint8)
-        for crop, (source, i), (y, x) in zip(pixels, rows, rng.integers(ROOM + 1, size=(self.batch, 2)), strict=True):
+        rows = _rows(self.shards, self.batch_size, rng)
+        pixels = np.empty((self.batch_size, 3, CROP, CROP), np.uint8)
+        for crop, (source, i), (y, x) in zip(
+            pixels, rows, rng.integers(ROOM + 1, size=(self.batch_size, 2)), strict=True
+        ):
             crop[:] = source.pixels[i, :, y : y + CROP, x : x + CROP]
         crops = to_images(pixels)
-        mirror = torch.from_numpy(rng.random(self.batch) < 0.5)
+        mirror = torch.from_numpy(rng.random(self.batch_size) < 0.5)
         crops[mirror] = crops[mirror].flip(-1)
         return crops, torch.from_numpy(np.array([source.materials[i] for source, i in rows]))
 
@@ -259,7 +268,7 @@ def train(
         loop = Loop(task, LOOP, runs / part)
         loop.resume()
         loop.run(Budget(minutes=minutes * (MATERIAL_SHARE if part == "material" else 1 - MATERIAL_SHARE)))
-        task.model.load_state_dict(loop.ema.model.state_dict())
+        loop.ema.copy_to_model()
     threshold = choose_threshold(detector.what_and_where, validation)
     detector.config = replace(detector.config, threshold=threshold)
     detector.save_pretrained(folder)

@@ -1,0 +1,77 @@
+"""`cascade assemble`: what it refuses, and what it names rather than copies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_stages
+
+from cascade.config import encode
+from cascade.training.checkpoint import save_checkpoint
+from cascade.training.config import DataConfig, TextConfig, TrainConfig
+from cascade.training.ema import EMA
+from cascade.training.optimizers import make_optimizer
+from pipelines.assemble import put_together
+from weights.store import read_manifest
+
+
+@pytest.fixture
+def runs(tmp_path: Path, text_encoder: Any) -> list[Path]:
+    """Checkpoints of 8 -> 16 px, as training leaves them."""
+    text_encoder.save_pretrained(tmp_path / "t5")
+    return [saved(tmp_path / f"run-{i}", i, TextConfig(str(tmp_path / "t5"))) for i in range(2)]
+
+
+def saved(run: Path, number: int, text: TextConfig) -> Path:
+    stage = tiny_stages()[number]
+    config = encode(TrainConfig(stage.config, DataConfig("photos"), text))
+    state = {"progress": {"first_step": 0, "steps": 7, "seconds": 3600.0}, "config": json.loads(json.dumps(config))}
+    optimizer = make_optimizer(stage.denoiser, "adamw", 1e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    save_checkpoint(run, 7, stage.denoiser, EMA(stage.denoiser, 0.9), optimizer, state)
+    return run
+
+
+def test_the_averaged_weights_come_out(runs: list[Path], tmp_path: Path) -> None:
+    import torch
+
+    from cascade.build import load_stage
+
+    put_together(runs, tmp_path / "toy", None, None, "MIT", "float32")
+    manifest = read_manifest(tmp_path / "toy")
+    assert manifest["stages"] == ["stage-0-base-8", "stage-1-sr-16"]
+    assert manifest["text_encoder"] == {"model": None, "max_length": 128, "padding": "trimmed"}
+    assert manifest["provenance"]["sr-16"][0]["hours"] == 1.0
+    for name, stage in zip(manifest["stages"], tiny_stages(), strict=True):
+        stored = load_stage(tmp_path / "toy", name)
+        for a, b in zip(stored.parameters(), stage.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_what_does_not_fit_is_refused(runs: list[Path], tmp_path: Path, text_encoder: Any) -> None:
+    def refused(message: str, found: list[Path], text: str | None = None) -> None:
+        with pytest.raises((ValueError, OSError), match=message):
+            put_together(found, tmp_path / "toy", text, None, "MIT", "float32")
+        assert not (tmp_path / "toy").exists()
+
+    refused(r"enlarges images of None|before it draws", runs[::-1])
+    (tmp_path / "empty").mkdir()
+    refused("holds no checkpoint: expected the folder of a run", [tmp_path / "empty"])
+    refused("no folder", runs, str(tmp_path / "nowhere"))
+    cached = saved(tmp_path / "cached", 0, TextConfig(embeddings="gone"))
+    refused("say with --text-encoder what made them", [cached])
+    wide = replace(tiny_stages()[0].config.network, text_width=24)
+    stage = replace(tiny_stages()[0].config, network=wide)
+    from cascade.build import build_stage
+
+    other = build_stage(stage)
+    config = json.loads(json.dumps(encode(TrainConfig(stage, DataConfig("x"), TextConfig(str(tmp_path / "t5"))))))
+    optimizer = make_optimizer(other.denoiser, "adamw", 1e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    state = {"progress": {"first_step": 0, "steps": 1, "seconds": 1.0}, "config": config}
+    save_checkpoint(tmp_path / "wide", 1, other.denoiser, EMA(other.denoiser, 0.9), optimizer, state)
+    refused("t5 is 16 wide, and stage 'base-8' takes text of 24", [tmp_path / "wide"])
+    (runs[0] / "checkpoints" / "step-00000007" / "ema.safetensors").unlink()
+    refused("has 0 of 1 files of its ema", runs)
