@@ -69,7 +69,14 @@ class ServerProcess:
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen(self._command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            # Where the tests run in the background, they and their children would ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         self.printed = []
         for line in self.process.stdout:
             self.printed.append(line.strip())
