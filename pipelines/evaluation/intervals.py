@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 # The variance of raters' shares is taken to be at least this part of what it is for independent votes: a few prompts
-# may seem to vary less, by chance. With 1, intervals from 7 prompts that do not differ hold the truth in 97.2%.
+# may seem to vary less, by chance. With 1, intervals from 7 prompts that do not differ hold the truth too often.
 LEAST_VARIANCE = 0.6
 
 
