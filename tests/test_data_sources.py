@@ -238,12 +238,13 @@ def test_what_is_no_shard(tmp_path):
 
 
 def test_toybox(tmp_path):
-    from cascade.data.toybox.rendered import RenderedToybox, render_collection
+    from cascade.data.toybox import render, sample_scene
+    from cascade.data.toybox.rendered import render_collection
 
     render_collection(tmp_path, seed=0, count=3, size=16, workers=1)
-    source, rendered = open_source(tmp_path), RenderedToybox(tmp_path)
+    source = open_source(tmp_path)
     assert len(source) == 3
-    images = ((rendered.images(np.arange(3), np.random.default_rng(0)) + 1) * 127.5).round().byte()
+    images = ((render([sample_scene(0, i) for i in range(3)], 16) + 1) * 127.5).round().byte()
     assert all((np.asarray(source.image(i)).transpose(2, 0, 1) == images[i].numpy()).all() for i in range(3))
     assert source.captions(1) == source.captions(1)
     assert len(set(source.captions(1))) > 1

@@ -2,49 +2,47 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from toybox_scenes import PHRASES, counted, read, relating
 
-from cascade import Pipeline, presets
+from cascade import Pipeline
 from cascade.build import load_stage
 from cascade.data.toybox import NOUNS, Description, held_out, plain_caption
 from cascade.training import toybox
-from cascade.training.diffusion import DiffusionConfig
 from weights.hub import EMBEDDED
 
 
 @pytest.fixture
 def small(monkeypatch):
-    text, original = toybox.text_run(), toybox.stage_run
+    """The real networks on 12 scenes, in batches of 2."""
+    text, original = toybox.text_config(), toybox.stage_config
 
-    def stage_run(part):
-        run = original(part)
-        data = replace(run.data, scenes=12, size=64 if part == "base-64" else 128, crop=run.data.crop and 64)
-        return replace(run, data=data, diffusion=DiffusionConfig(batch_size=2))
+    def stage_config(part, known=None):
+        config = original(part, known)
+        data = replace(config.data, held_out=4, crop=config.data.crop and 64)
+        samples = replace(config.samples, prompts=config.samples.prompts[:4])
+        return replace(config, data=data, diffusion=replace(config.diffusion, batch_size=2), samples=samples)
 
-    monkeypatch.setattr(toybox, "text_run", lambda: replace(text, captions=512))  # most words whole
-    monkeypatch.setattr(toybox, "stage_run", stage_run)
-    monkeypatch.setattr(toybox, "HELD_OUT", 4)
-    monkeypatch.setattr(toybox, "GRID_PROMPTS", toybox.GRID_PROMPTS[:4])
+    monkeypatch.setattr(toybox, "text_config", lambda: replace(text, captions=512))  # most words whole
+    monkeypatch.setattr(toybox, "stage_config", stage_config)
+    monkeypatch.setattr(toybox, "SCENES", dict.fromkeys(toybox.SCENES, 12))
 
 
 @pytest.mark.parametrize("part", toybox.PARTS)
 def test_the_settings_are_read_strictly(part, monkeypatch, tmp_path):
-    read = toybox.text_run if part == "text" else partial(toybox.stage_run, part)
-    assert 0 < read().share < 1
     text = (toybox.CONFIGS / f"toybox-{part}.toml").read_text()
     (tmp_path / f"toybox-{part}.toml").write_text(text.replace("learning_rate", "learning_rte"))
     monkeypatch.setattr(toybox, "CONFIGS", tmp_path)
     with pytest.raises(ValueError, match=f"toybox-{part}.toml: loop.*'learning_rte'"):
-        read()
+        toybox.text_config() if part == "text" else toybox.stage_config(part)
 
 
 def test_the_shares_make_up_the_minutes():
-    assert toybox.text_run().share + sum(toybox.stage_run(part).share for part in toybox.PARTS[1:]) == pytest.approx(1)
+    assert toybox.SHARES.keys() == set(toybox.PARTS)
+    assert sum(toybox.SHARES.values()) == pytest.approx(1)
 
 
 @pytest.mark.slow
@@ -58,8 +56,8 @@ def test_weights_are_made_exported_and_continued(small, tmp_path):
     for record in (history[-1] for history in first["provenance"].values()):
         assert {"date", "command", "minutes", "hardware", "torch", "git_commit"} <= set(record)
     assert str(tmp_path) not in (weights / "cascade.json").read_text()
-    assert list((runs / "base-64-from-0").glob("samples-*.png"))
-    assert first["provenance"]["base-64"][-1]["held_out_error"] > 0
+    assert list((runs / "base-64-from-0" / "samples").glob("*.png"))
+    assert first["provenance"]["base-64"][-1]["validation_loss"] > 0
 
     encoder = load_file(weights / "text_encoder" / "model.safetensors")
     base = load_file(weights / "stage-0-base-64" / "model.safetensors")
@@ -98,7 +96,7 @@ def test_only_weights_that_still_mean_the_same_are_continued(part):
 @pytest.mark.parametrize("part", toybox.PARTS[1:])
 def test_the_shipped_weights_are_those_of_the_preset(part):
     """Or `make weights` would begin anew rather than continue them."""
-    assert toybox.Shipped(EMBEDDED).stage(getattr(presets, toybox.stage_run(part).preset)()) is not None
+    assert toybox.Shipped(EMBEDDED).stage(toybox.stage_config(part).stage) is not None
 
 
 def test_the_text_encoder_reads_each_scene_twice_and_nothing_held_out():
@@ -115,7 +113,7 @@ def test_the_text_encoder_reads_each_scene_twice_and_nothing_held_out():
 
 
 def test_the_grid_asks_for_what_the_world_has():
-    for prompt in toybox.GRID_PROMPTS:
+    for prompt in toybox.stage_config("base-64").samples.prompts:
         looks = read(prompt)
         relation = PHRASES[relating(prompt)][0] if len(looks) > 1 else None
         assert plain_caption(Description(looks, counted(prompt) if relation is None else 1, relation)) == prompt

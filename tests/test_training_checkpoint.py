@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -13,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from training_tasks import LOOP, Killed, assert_same, state, task
+from training_tasks import LOOP, Killed, task
 
 from cascade.training import checkpoint as checkpoint_module
 from cascade.training.checkpoint import (
@@ -141,18 +140,6 @@ def test_the_checkpoint_holds_the_average_that_is_shipped(tmp_path: Path) -> Non
     assert stored.keys() == loop.ema.weights.keys()
     assert all(torch.equal(stored[name], weight) for name, weight in loop.ema.weights.items())
     assert not torch.equal(stored["network.stem.weight"], loop.model.network.stem.weight)
-
-
-def test_one_from_before_version_02_is_taken_up(tmp_path: Path) -> None:
-    loop = Loop(task(), LOOP, tmp_path)
-    loop.run(Budget(steps=3))
-    find_checkpoint(tmp_path).rename(tmp_path / "checkpoint")
-    (tmp_path / "checkpoint" / "state.json").write_text(json.dumps({"first_step": 0, "steps": 3, "seconds": 1.0}))
-    again = Loop(task(), LOOP, tmp_path)
-    assert again.resume()
-    assert_same(state(again), state(loop))
-    again.run(Budget(steps=4))
-    assert find_checkpoint(tmp_path).name == "step-00000004"
 
 
 def sharded(folder: Path, tensors: dict[str, torch.Tensor], world: int) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from benchmarks.quality.drawing import Setting, draw
 from benchmarks.quality.stored import IMAGES, store
 from cascade.data.toybox import render, sample_scene
-from cascade.training.toybox import HELD_OUT_SEED, PARTS
+from cascade.training.toybox import PARTS, UNSEEN_SEED
 from conditioning.lowres import upsample
 from pipelines.evaluation.detector import Detector
 from pipelines.images import from_tensor, grid
@@ -23,8 +23,8 @@ def measure(setting: Setting) -> None:
     pipe, detector = setting.pipeline(), Detector.from_pretrained()
     prompts = setting.suite(*CATEGORIES)
     samples = torch.cat([own.cpu() for own in draw(pipe, prompts, setting.images, stop_after=0)])
-    fresh = render([sample_scene(HELD_OUT_SEED, COLLECTION + i) for i in range(len(samples))], samples.shape[-1])
-    seen, unseen = (features_of(detector, seed) for seed in (PARTS.index("base-64"), HELD_OUT_SEED))
+    fresh = render([sample_scene(UNSEEN_SEED, COLLECTION + i) for i in range(len(samples))], samples.shape[-1])
+    seen, unseen = (features_of(detector, seed) for seed in (PARTS.index("base-64"), UNSEEN_SEED))
     distances = {}
     for name, images in (("samples", samples), ("fresh renders", fresh)):
         own = features(detector, images)

@@ -9,7 +9,7 @@ from benchmarks.quality.drawing import BATCH, Setting, expected, verdicts
 from benchmarks.quality.stored import IMAGES, store
 from cascade import Pipeline
 from cascade.data.toybox import plain_caption, render, sample_scene
-from cascade.training.toybox import HELD_OUT_SEED
+from cascade.training.toybox import UNSEEN_SEED
 from conditioning.lowres import downsample, upsample
 from pipelines.evaluation.detector import Detector
 from pipelines.images import from_tensor, grid
@@ -45,7 +45,7 @@ def measure(setting: Setting) -> None:
                 )
     scenes, index = [], 0
     while len(scenes) < RENDERS:
-        scene = sample_scene(HELD_OUT_SEED, index, {"one": 1.0})
+        scene = sample_scene(UNSEEN_SEED, index, {"one": 1.0})
         scenes += [scene] * (scene.description.looks[0].material != "plain")
         index += 1
     truth = render(scenes, pipe.cascade.stages[last].config.resolution[0])

@@ -33,11 +33,9 @@ NAME = re.compile(r"step-(\d{8,})")
 
 
 def find_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run, or None. One before version 0.2 is called checkpoint/."""
+    """The newest checkpoint of a run, or None."""
     found = _all(run / "checkpoints")
-    if found:
-        return found[-1]
-    return run / "checkpoint" if (run / "checkpoint" / STATE).exists() else None
+    return found[-1] if found else None
 
 
 def _all(folder: Path) -> list[Path]:
@@ -49,10 +47,8 @@ def _all(folder: Path) -> list[Path]:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """state.json, checked. Raises ValueError."""
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    if "progress" not in state:  # before version 0.2
-        state = {"format": FORMAT, "progress": state, "config": None}
-    if state["format"] != FORMAT:
-        raise ValueError(f"{checkpoint} has format {state['format']}, and this version reads {FORMAT}")
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{checkpoint} has format {state.get('format')}, and this version reads {FORMAT}")
     return state
 
 

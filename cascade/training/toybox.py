@@ -4,7 +4,8 @@
 
 continues from the shipped weights, whatever the hardware, and puts the better trained ones in their place. A part that
 is not shipped starts from nothing. A run that was cut off is taken up by the same command: everything lies under
-``runs``, in folders named after the sample where they started. Settings: cascade/training/configs/toybox-*.toml.
+``runs``, in folders named after the sample where they started. The stages' settings are those of `cascade train`, in
+cascade/training/configs/toybox-*.toml; only where their data comes from is said here.
 """
 
 from __future__ import annotations
@@ -19,31 +20,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cascade import presets
 from cascade.build import build_stage, load_network, load_stage, stage_files, stage_folder
 from cascade.card import model_card
 from cascade.config import decode
-from cascade.data.samples import TrainingSet
 from cascade.data.text import plain_text
 from cascade.data.toybox import caption, sample_description, vocabulary
 from cascade.data.toybox.description import pick
 from cascade.data.toybox.rendered import render_collection
 from cascade.data.toybox.scene import GROUNDS
-from cascade.data.toybox.source import ToyboxSource
-from cascade.data.transform import Transform
 from cascade.stage import Stage, StageConfig
 from cascade.training.checkpoint import find_checkpoint, read_weights
-from cascade.training.diffusion import DiffusionConfig, DiffusionTask
+from cascade.training.config import TrainConfig, load_config
 from cascade.training.loop import Loop, LoopConfig
 from cascade.training.metrics import Console
-from cascade.training.samples import draw, save_sheet
+from cascade.training.run import Run
 from cascade.training.schedule import Budget, Progress
 from cascade.training.span_corruption import SpanCorruption, train_tokenizer
 from conditioning.text import TextEncoder
@@ -52,74 +49,31 @@ from weights.hub import EMBEDDED
 from weights.store import read_manifest, save_cascade
 
 CONFIGS = Path(__file__).parent / "configs"
-Run = TypeVar("Run")
 PARTS = ("text", "base-64", "sr-256")
+SHARES = {"text": 0.05, "base-64": 0.65, "sr-256": 0.30}  # of the minutes
+SCENES = {"base-64": 40_960, "sr-256": 4096}  # rendered for a run
 MAX_LENGTH = 40  # tokens of a prompt
-HELD_OUT_SEED = 999_983  # scenes of this collection are never trained on
-HELD_OUT = 512
-GRID_PROMPTS = (
-    "a red cube",
-    "a blue snowman",
-    "a green cactus",
-    "an orange duck",
-    "a turquoise house",
-    "a small white rabbit",
-    "a turquoise rocket",
-    "a black teapot",
-    "two green balls",
-    "three blue chairs",
-    "four yellow cups",
-    "five green trees",
-    "a red car to the left of a blue house",
-    "a yellow robot in front of a red castle",
-    "a pink lamp on top of a red cube",
-    "a red cube on top of a blue cube on top of a green cube",
-)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """How many scenes are rendered at how many px, and how large the crops of them are."""
-
-    scenes: int
-    size: int
-    crop: int | None = None
-    text_dropout: float = 0.1
+UNSEEN_SEED = 999_983  # no run trains on scenes of this collection
 
 
 @dataclass(frozen=True)
 class TextRun:
-    """share: of the minutes given. captions: how many are trained on, beside plain text."""
+    """captions: how many are trained on, beside plain text."""
 
-    share: float
     captions: int
     loop: LoopConfig
 
 
-@dataclass(frozen=True)
-class StageRun:
-    """preset: the name of a function in cascade.presets. share: of the minutes given."""
-
-    preset: str
-    share: float
-    data: DataConfig
-    diffusion: DiffusionConfig
-    loop: LoopConfig
-
-
-def text_run() -> TextRun:
+def text_config() -> TextRun:
     """The settings of the text encoder, from their file. Raises ConfigError naming an unknown or missing key."""
-    return _read(TextRun, "text")
+    path = CONFIGS / "toybox-text.toml"
+    return decode(TextRun, tomllib.loads(path.read_text()), path.name)
 
 
-def stage_run(part: str) -> StageRun:
-    """The settings of a stage, likewise."""
-    return _read(StageRun, part)
-
-
-def _read(cls: type[Run], part: str) -> Run:
-    path = CONFIGS / f"toybox-{part}.toml"
-    return decode(cls, tomllib.loads(path.read_text()), path.name)
+def stage_config(part: str, known: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The settings of a stage, likewise; ``known``: what only a run knows, by key ("data.path")."""
+    changes = [f"{key}={json.dumps(value)}" for key, value in (known or {}).items()]
+    return load_config(CONFIGS / f"toybox-{part}.toml", changes)
 
 
 @dataclass
@@ -155,7 +109,7 @@ def run_folder(runs: Path, part: str, shipped: Shipped) -> Path:
 def train_text(minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
     folder = run_folder(runs, "text", shipped)
     folder.mkdir(parents=True, exist_ok=True)
-    run = text_run()
+    run = text_config()
     captions = retold(run.captions)
     tokenizer = folder / "tokenizer"
     if not tokenizer.exists():
@@ -164,7 +118,7 @@ def train_text(minutes: float, device: str, runs: Path, shipped: Shipped) -> Non
     nn.Module.to(task.model, device)
     loop = Loop(task, run.loop, folder, reporters=[Console()])
     loop.resume()
-    loop.run(Budget(minutes=minutes * run.share))
+    loop.run(Budget(minutes=minutes * SHARES["text"]))
     with loop.ema.applied():
         task.export(folder / "export")
     record(folder, part="text", samples=task.batch_size * loop.progress.steps, progress=loop.progress, device=device)
@@ -180,75 +134,41 @@ def retold(count: int) -> list[str]:
     return [f"{caption(what, rng, ground)}, {caption(what, rng, ground)}" for what, ground in said]
 
 
-def scenes(run: StageRun, part: str, runs: Path, shipped: Shipped) -> ToyboxSource:
-    """The scenes of a run, rendered once; every continuation draws its own."""
-    folder = runs / f"scenes-{run.data.size}-from-{shipped.samples(part)}"
-    seed = PARTS.index(part) + shipped.samples(part)
-    render_collection(folder, seed=seed, count=run.data.scenes, size=run.data.size)
-    return ToyboxSource(folder)
-
-
-def held_out(run: StageRun, runs: Path) -> ToyboxSource:
-    folder = runs / f"held-out-{run.data.size}"
-    render_collection(folder, seed=HELD_OUT_SEED, count=HELD_OUT, size=run.data.size)
-    return ToyboxSource(folder)
-
-
-def shown(source: ToyboxSource, data: DataConfig, seed: int = 0) -> TrainingSet:
-    """A run's samples: random crops of scenes, some of them without a caption."""
-    side, crop = (data.size, data.size), None if data.crop is None else (data.crop, data.crop)
-    return TrainingSet(source, Transform(side, crop, position="random"), seed=seed, text_dropout=data.text_dropout)
-
-
-def text_encoder(runs: Path, shipped: Shipped) -> TextEncoder:
-    """The shipped one, or the one just trained, in float32."""
-    folder = shipped.folder if shipped.manifest else run_folder(runs, "text", shipped) / "export"
-    return TextEncoder.from_pretrained(folder, dtype=torch.float32, max_length=MAX_LENGTH)
+def text_folder(runs: Path, shipped: Shipped) -> Path:
+    """The text encoder: the shipped one, or the one just trained."""
+    return shipped.folder if shipped.manifest else run_folder(runs, "text", shipped) / "export"
 
 
 def train_stage(part: str, minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
-    run = stage_run(part)
-    config: StageConfig = getattr(presets, run.preset)()
+    before, seed = shipped.samples(part), PARTS.index(part) + shipped.samples(part)
+    # Every continuation draws scenes of its own.
+    scenes = runs / f"scenes-{part}-from-{before}"
+    known = {
+        "data.path": str(scenes),
+        "text.encoder": str(text_folder(runs, shipped)),
+        "text.max_length": MAX_LENGTH,
+        "diffusion.seed": seed,
+        "budget.minutes": minutes * SHARES[part],
+    }
+    config = stage_config(part, known)
+    if shipped.stage(config.stage) is not None:
+        config = replace(config, start_from=str(shipped.folder))
+    render_collection(scenes, seed=seed, count=SCENES[part], size=config.stage.resolution[0])
     folder = run_folder(runs, part, shipped)
-    torch.manual_seed(0)
-    stage = (shipped.stage(config) or build_stage(config)).to(device)
-    encoder = text_encoder(runs, shipped).to(device)
-    unseen = held_out(run, runs)
-    task = DiffusionTask(stage, shown(scenes(run, part, runs, shipped), run.data), encoder, run.diffusion)
-    first = shipped.samples(part) // run.diffusion.batch_size
-    loop = Loop(task, run.loop, folder, first_step=first, reporters=[Console()])
-    unseen_samples = shown(unseen, run.data, seed=1)
-    validation = DiffusionTask(stage, unseen_samples, encoder, replace(run.diffusion, seed=1))
+    run = Run(config, folder, device)
+
+    def seen(progress: Progress) -> int:
+        return before + progress.steps * config.diffusion.batch_size
 
     def report(progress: Progress) -> Mapping[str, float]:
-        seen = progress.batch * run.diffusion.batch_size
-        with loop.ema.applied():
-            draw_grid(stage, encoder, unseen_samples, folder / f"samples-{seen:08d}.png")
-            save_snapshot(stage, folder / "snapshots" / f"{seen:08d}.safetensors")
-        return {"held_out_error": loop.evaluate(validation, max(1, len(unseen) // run.diffusion.batch_size))}
+        with run.loop.ema.applied():
+            save_snapshot(run.stage, folder / "snapshots" / f"{seen(progress):08d}.safetensors")
+        return run.report(progress)
 
-    loop.resume()
-    loop.run(Budget(minutes=minutes * run.share), report)
-    record(
-        folder,
-        part=part,
-        samples=loop.progress.batch * run.diffusion.batch_size,
-        progress=loop.progress,
-        device=device,
-        **report(loop.progress),
-    )
-
-
-def draw_grid(stage: Stage, encoder: TextEncoder, unseen: TrainingSet, path: Path) -> None:
-    """A base: GRID_PROMPTS. Super-resolution: held-out scenes in rows of input (bicubic), output and truth."""
-    prompts, truth = list(GRID_PROMPTS), None
-    if stage.config.low_resolution is not None:
-        samples = [unseen[i] for i in range(4)]
-        truth = torch.stack([sample.image for sample in samples]).float() / 127.5 - 1
-        prompts = [sample.caption for sample in samples]
-    stage.eval()
-    save_sheet(draw(stage, prompts, encoder(prompts), truth=truth), path, columns=4)
-    stage.train()
+    run.loop.resume()
+    run.loop.run(config.budget, report)
+    progress = run.loop.progress
+    record(folder, part=part, samples=seen(progress), progress=progress, device=device, **report(progress))
 
 
 def save_snapshot(stage: Stage, path: Path) -> None:
@@ -293,7 +213,7 @@ def export(runs: Path, shipped: Shipped) -> None:
         provenance[part] = [*done, json.loads((folder / "provenance.json").read_text())] if finished else done
         if part == "text":
             continue
-        config: StageConfig = getattr(presets, stage_run(part).preset)()
+        config = stage_config(part).stage
         stage = None if finished else shipped.stage(config)
         if stage is None and not finished:
             raise SystemExit(
@@ -308,9 +228,7 @@ def export(runs: Path, shipped: Shipped) -> None:
         stage.config = config
         made.append(stage)
         stages[stage_folder(len(stages), config)] = stage_files(stage, torch.bfloat16)
-    encoder = TextEncoder.from_pretrained(
-        shipped.folder if shipped.manifest else run_folder(runs, "text", shipped) / "export"
-    )
+    encoder = TextEncoder.from_pretrained(text_folder(runs, shipped))
     manifest = {
         "text_encoder": {
             "model": None,

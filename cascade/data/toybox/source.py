@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from cascade.data.toybox.captions import caption
-from cascade.data.toybox.rendered import SHARD, RenderedToybox
+from cascade.data.toybox.rendered import shard_files
+from cascade.data.toybox.scene import Scene
 
 RETELLINGS = 8
 
@@ -19,22 +20,34 @@ class ToyboxSource:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._scenes = RenderedToybox(self.folder)
+        images = sorted(self.folder.glob("images-*.npy"))
+        if not images:
+            raise FileNotFoundError(f"no rendered scenes in {folder}; make them with render_collection")
+        self._shards = [np.load(file, mmap_mode="r") for file in images]
+        self._scenes = [shard_files(self.folder, i)[1].read_text().splitlines() for i in range(len(images))]
 
     def __len__(self) -> int:
-        return len(self._scenes)
+        return sum(len(shard) for shard in self._shards)
+
+    def scene(self, index: int) -> Scene:
+        shard, row = self._place(index)
+        return Scene.from_json(self._scenes[shard][row])
 
     def name(self, index: int) -> str:
         return f"scene {index}"
 
     def captions(self, index: int) -> list[str]:
-        scene = self._scenes.scene(index)
+        scene = self.scene(index)
         rng = np.random.default_rng([index, RETELLINGS])
         return [caption(scene.description, rng, scene.ground) for _ in range(RETELLINGS)]
 
     def image(self, index: int) -> Image.Image:
-        pixels = self._scenes.shards[index // SHARD][index % SHARD]  # 3 H W
+        shard, row = self._place(index)
+        pixels = self._shards[shard][row]  # 3 H W
         return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+    def _place(self, index: int) -> tuple[int, int]:
+        return divmod(index, len(self._shards[0]))  # only the last may be shorter
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}  # a worker maps the files itself; pickled, the pictures would all be copied
