@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -154,22 +154,18 @@ class Canvas:
     known: Tensor | None = None
     mask: Tensor | None = None
 
-    def rows(self, prompts: int, per_prompt: int, chunk: slice) -> "Canvas":
-        """The part on which some of the prompts x per_prompt images stand."""
+    def rows(self, prompts: int, per_prompt: int) -> "Canvas":
+        """The same with a row per image, for prompts x per_prompt of them."""
+        return self._each(lambda rows: rows.expand(prompts, -1, -1, -1).repeat_interleave(per_prompt, dim=0))
 
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            return tensor.expand(prompts, -1, -1, -1).repeat_interleave(per_prompt, dim=0)[chunk]
+    def __getitem__(self, rows: slice) -> "Canvas":
+        """Some of the images."""
+        return self._each(lambda tensor: tensor[rows])
 
-        start = pick(None if self.start is None else self.start[1])
-        return Canvas(
-            self.sizes,
-            pick(self.low_res),
-            None if self.start is None or start is None else (self.start[0], start),
-            pick(self.known),
-            pick(self.mask),
-        )
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Canvas":
+        low_res, known, mask = (None if t is None else change(t) for t in (self.low_res, self.known, self.mask))
+        start = None if self.start is None else (self.start[0], change(self.start[1]))
+        return Canvas(self.sizes, low_res, start, known, mask)
 
 
 def canvas(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,8 +23,8 @@ def convert(
 ) -> None:
     """Convert DeepFloyd IF between diffusers' layout and a cascade's folder; which of the two, the source tells.
 
-    A cascade becomes a folder per stage, each a pipeline that diffusers loads, with the text encoder in the first.
-    The networks are converted tensor by tensor, and the text encoder's files are copied.
+    A cascade becomes a folder per stage, each a pipeline that diffusers loads, with text encoder, safety checker and
+    watermark in the first. The networks are converted tensor by tensor, and the other files are copied.
 
     Args:
         source: A folder or a hub id.
@@ -35,6 +35,7 @@ def convert(
     """
     import torch
 
+    from pipelines.extras import find_folders
     from weights.deepfloyd import is_pipeline
     from weights.hub import resolve
     from weights.store import WeightsError
@@ -42,10 +43,10 @@ def convert(
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise WeightsError(f"{destination} exists already; choose another place")
     kind = None if dtype is None else getattr(torch, dtype)
-    folder = resolve(source, variant=variant, leave_out=["safety_checker", "watermarker"])
+    folder = resolve(source, variant=variant)
     if is_pipeline(folder):
-        others = [resolve(each, variant=variant, leave_out=_ALL_BUT_UNET) for each in upscalers]
-        from_diffusers([folder, *others], destination, variant, kind)
+        folders, upscaler = find_folders(folder, upscalers, variant)
+        from_diffusers(folders, upscaler, destination, variant, kind)
     elif upscalers:
         raise WeightsError(f"{source} is a cascade already; --upscalers are for a source in diffusers' layout")
     else:
@@ -53,16 +54,16 @@ def convert(
     print(destination)
 
 
-_ALL_BUT_UNET = ["text_encoder", "safety_checker", "watermarker"]
-
-
-def from_diffusers(folders: list[Path], destination: Path, variant: str | None, dtype: Any) -> None:
-    """Pipelines in diffusers' layout to one cascade, which keeps the text encoder, not safety checker and watermark."""
+def from_diffusers(
+    folders: list[Path], upscaler: Path | None, destination: Path, variant: str | None, dtype: Any
+) -> None:
+    """Pipelines in diffusers' layout to one cascade, with all that belongs to them."""
     from cascade.build import deepfloyd_tensors, stage_folder
     from cascade.card import model_card
     from cascade.chain import Cascade
     from cascade.config import encode
     from pipelines.deepfloyd import TEXT, find_text_encoder, open_stages
+    from pipelines.extras import UPSCALER
     from weights.deepfloyd import LICENCE
     from weights.store import StageFiles, save_cascade
 
@@ -77,6 +78,9 @@ def from_diffusers(folders: list[Path], destination: Path, variant: str | None, 
         def extra(target: Path) -> None:
             if encoder is not None:
                 copy_text_encoder(encoder, target, variant)
+            copy_guards(folders, target, variant)
+            if upscaler is not None:
+                copy_upscaler(upscaler, target / UPSCALER, variant)
             card = model_card(destination.name, [stage for stage, _ in opened], manifest)
             (target / "README.md").write_text(card, encoding="utf-8")
 
@@ -95,7 +99,7 @@ def to_diffusers(folder: Path, destination: Path, dtype: Any) -> None:
 
     from cascade.build import deepfloyd_files, load_config, load_stage
     from cascade.config import encode
-    from weights.deepfloyd import diffusers_configs
+    from weights.deepfloyd_export import diffusers_configs
     from weights.store import WeightsError, read_manifest
 
     manifest = read_manifest(folder)
@@ -110,8 +114,9 @@ def to_diffusers(folder: Path, destination: Path, dtype: Any) -> None:
             stage = load_stage(folder, name, dtype)
             configs, tensors = deepfloyd_files(stage.config, stage.denoiser.network.state_dict())
             with_text = i == 0 and text is not None
-            index = pipeline_index("image_noising_scheduler" in configs, with_text)
             (fresh / name).mkdir()
+            guards = copy_guards([folder], fresh / name) if i == 0 else []
+            index = pipeline_index("image_noising_scheduler" in configs, with_text, guards)
             _write_json(fresh / name / "model_index.json", index)
             for part, config in configs.items():
                 (fresh / name / part).mkdir()
@@ -127,11 +132,17 @@ def to_diffusers(folder: Path, destination: Path, dtype: Any) -> None:
     _atomically(destination, write)
 
 
-def pipeline_index(large: bool, with_text: bool) -> dict[str, Any]:
-    """The contents of model_index.json."""
+def pipeline_index(large: bool, with_text: bool, guards: Sequence[str]) -> dict[str, Any]:
+    """The contents of model_index.json. guards: those of `GUARDS` that are there."""
     from importlib.metadata import version
 
     text = {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5Tokenizer"]}
+    checked = "safety_checker" in guards
+    safety = {
+        "safety_checker": ["deepfloyd_if", "IFSafetyChecker"] if checked else (None, None),
+        "feature_extractor": ["transformers", "CLIPImageProcessor"] if checked else (None, None),
+        "watermarker": ["deepfloyd_if", "IFWatermarker"] if "watermarker" in guards else (None, None),
+    }
     noising = {"image_noising_scheduler": ["diffusers", "DDPMScheduler"]} if large else {}
     return {
         "_class_name": "IFSuperResolutionPipeline" if large else "IFPipeline",
@@ -140,26 +151,57 @@ def pipeline_index(large: bool, with_text: bool) -> dict[str, Any]:
         "scheduler": ["diffusers", "DDPMScheduler"],
         **noising,
         **(text if with_text else dict.fromkeys(text, (None, None))),
-        **dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"), (None, None)),
-        "requires_safety_checker": False,
+        **safety,
+        "requires_safety_checker": checked,
     }
 
 
 def copy_text_encoder(source: Path, target: Path, variant: str | None = None) -> None:
-    """The files of text_encoder/ and tokenizer/; of the weights those of the variant, under the names without it."""
-    from weights.shards import TRANSFORMERS, find_files
-
+    """text_encoder/ and tokenizer/."""
     shutil.copytree(source / "tokenizer", target / "tokenizer")
-    (target / "text_encoder").mkdir()
-    shutil.copy(source / "text_encoder" / "config.json", target / "text_encoder")
+    copy_component(source / "text_encoder", target / "text_encoder", variant)
+
+
+def copy_guards(folders: Sequence[Path], target: Path, variant: str | None = None) -> list[str]:
+    """safety_checker/, with feature_extractor/, and watermarker/ of the first folder that has each; which there are."""
+    from pipelines.extras import GUARDS, find_guard
+
+    found = {name: folder for name in GUARDS if (folder := find_guard(folders, name)) is not None}
+    for name, folder in found.items():
+        copy_component(folder / name, target / name, variant)
+    if "safety_checker" in found:
+        shutil.copytree(found["safety_checker"] / "feature_extractor", target / "feature_extractor")
+    return list(found)
+
+
+def copy_upscaler(source: Path, target: Path, variant: str | None = None) -> None:
+    """All that it has, of the weights one variant."""
+    from pipelines.upscaler import CONFIGS, WEIGHTS, own_variant
+
+    target.mkdir()
+    shutil.copy(source / "model_index.json", target)
+    for part in CONFIGS:
+        if part in WEIGHTS:
+            copy_component(source / part, target / part, own_variant(source, variant))
+        else:
+            shutil.copytree(source / part, target / part)
+
+
+def copy_component(source: Path, target: Path, variant: str | None = None) -> None:
+    """A component's config, and its weights of the variant, under the names without it."""
+    from weights.shards import COMPONENTS, OPTIONAL, find_files
+
+    stems = COMPONENTS[source.name]
+    target.mkdir()
+    shutil.copy(source / "config.json", target)
     middle = "" if variant is None else f".{variant}"
-    files = find_files(source / "text_encoder", TRANSFORMERS, variant)
+    files = find_files(source, stems, variant, optional=source.name in OPTIONAL)
     for file in files:
-        shutil.copy(file, target / "text_encoder" / (file.name.replace(middle, "") if len(files) == 1 else file.name))
+        shutil.copy(file, target / (file.name.replace(middle, "") if len(files) == 1 else file.name))
     if len(files) > 1:
-        stem, ending = (TRANSFORMERS[0], "safetensors") if files[0].suffix != ".bin" else (TRANSFORMERS[1], "bin")
+        stem, ending = (stems[0], "safetensors") if files[0].suffix != ".bin" else (stems[1], "bin")
         index = f"{stem}.{ending}.index"
-        shutil.copy(source / "text_encoder" / f"{index}{middle}.json", target / "text_encoder" / f"{index}.json")
+        shutil.copy(source / f"{index}{middle}.json", target / f"{index}.json")
 
 
 def _atomically(destination: Path, write: Callable[[Path], None]) -> None:

@@ -1,4 +1,4 @@
-"""Loading DeepFloyd IF from diffusers' layout: its stages, one text encoder for all, its safety checker and watermark.
+"""Loading DeepFloyd IF from diffusers' layout: its stages, and one text encoder for all.
 
 Everything is checked by configs and headers before the first weight is read.
 """
@@ -6,7 +6,7 @@ Everything is checked by configs and headers before the first weight is read.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from cascade.stage import Stage
 from conditioning.captions import check_preprocessing
 from conditioning.text import TextEncoder
 from conditioning.tokenizer import MODEL_FILE
-from pipelines.safety import SafetyChecker, load_watermarker
+from pipelines.extras import has
 from weights.deepfloyd import LICENCE, is_pipeline
 from weights.shards import TRANSFORMERS, StoredTensors, find_files
 from weights.store import WeightsError, read_json
@@ -53,14 +53,6 @@ def open_stages(folders: Sequence[Path], variant: str | None, stack: ExitStack) 
     return opened
 
 
-def has(folder: Path, component: str) -> bool:
-    """Whether a pipeline says that it has a component. Raises WeightsError if it does, and there is none."""
-    said = any((read_json(folder / "model_index.json").get(component) or [None])[:1])
-    if said and not (folder / component).is_dir():
-        raise WeightsError(f"{folder} lacks {component}/, which its model_index.json names; copy or download it again")
-    return said
-
-
 def find_text_encoder(folders: Sequence[Path], variant: str | None, width: int | None) -> Path | None:
     """The first folder with a text encoder, checked against the networks, if there is one. Raises WeightsError."""
     for folder in folders:
@@ -78,27 +70,22 @@ def find_text_encoder(folders: Sequence[Path], variant: str | None, width: int |
 
 def load_deepfloyd(
     folders: Sequence[Path],
+    extras: Callable[[], dict[str, Any]],
     *,
     dtype: torch.dtype,
     variant: str | None = None,
     clean_caption: bool = False,
-    safety_checker: bool = True,
-    watermark: bool = True,
 ) -> dict[str, Any]:
-    """What a `Pipeline` is made of, from the folders of its stages in their order. Raises WeightsError, ConfigError."""
+    """What a `Pipeline` is made of, from the folders of its stages in their order. extras: loads what is small, once
+    the rest is known to fit. Raises WeightsError, ConfigError.
+    """
     text: dict[str, Any] = TEXT | {"preprocessing": "clean" if clean_caption else "lower"}
     check_preprocessing(text["preprocessing"])
     with ExitStack() as stack:
         opened = open_stages(folders, variant, stack)
         width = opened[0][0].denoiser.network.text_width
         encoder = find_text_encoder(folders, variant, width)
-        guarded = next((folder for folder in folders if has(folder, "safety_checker")), None)
-        marked = next((folder for folder in folders if has(folder, "watermarker")), None)
-        parts: dict[str, Any] = {"licence": LICENCE, "text_source": {"model": None}}
-        if watermark and marked is not None:
-            parts["watermarker"] = load_watermarker(marked, variant)
-        if safety_checker and guarded is not None:
-            parts["safety_checker"] = SafetyChecker.from_pretrained(guarded, dtype, variant)
+        parts = {"licence": LICENCE, "text_source": {"model": None}} | extras()
         cascade = Cascade([fill_deepfloyd(stage, stored, dtype) for stage, stored in opened])
     if encoder is not None:
         parts["text_encoder"] = TextEncoder.from_pretrained(encoder, dtype=dtype, variant=variant, **text)

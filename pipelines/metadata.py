@@ -1,8 +1,7 @@
-"""How an image was made: kept in its PNG, read back, and turned into the command that makes it again."""
+"""How an image was made: kept in its PNG, and read back."""
 
 import io
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from cascade import __version__
 from cascade.chain import Size
 from cascade.stage import Sampling
+from pipelines.upscaler import Upscaling
 from weights.store import atomic_write
 
 EMBEDDED_NAME = "toybox"  # how the embedded default is called where others have a folder or a hub id
@@ -27,16 +27,23 @@ def describe(
     negative_prompt: str | None,
     seed: int,
     model: str,
+    loaded_with: Mapping[str, Any],
     dtype: str,
     size: Size,
     stages: Mapping[str, Sampling],
+    upscaler: Upscaling | None,
     start_stage: int,
     stop_after: int,
 ) -> dict[str, Any]:
-    """What it takes to draw one image again; stages: the settings by stage. Nothing in it tells the time."""
+    """What it takes to draw one image again; nothing in it tells the time.
+
+    loaded_with: the options of `Pipeline.from_pretrained` beside the model. stages: the settings by stage. upscaler:
+    its settings, where there is one.
+    """
     return {
         "version": __version__,
         "model": model,
+        **({"loaded_with": dict(loaded_with)} if loaded_with else {}),
         "dtype": dtype,
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -46,6 +53,7 @@ def describe(
         "start_stage": start_stage,
         "stop_after": stop_after,
         "stages": {name: asdict(sampling) for name, sampling in stages.items()},
+        **({"upscaler": asdict(upscaler)} if upscaler else {}),
     }
 
 
@@ -77,10 +85,11 @@ def read_png(path: Path) -> dict[str, Any]:
 
 def _line(metadata: Mapping[str, Any]) -> str:
     stages = metadata["stages"].values()
+    all_stages = [*stages, *([metadata["upscaler"]] if "upscaler" in metadata else [])]
     fields = {
-        "Steps": " ".join(str(stage["steps"]) for stage in stages),
+        "Steps": " ".join(str(stage["steps"]) for stage in all_stages),
         "Sampler": " ".join(stage["sampler"] for stage in stages),
-        "CFG scale": " ".join(f"{stage['guidance_scale']:g}" for stage in stages),
+        "CFG scale": " ".join(f"{stage['guidance_scale']:g}" for stage in all_stages),
         "Seed": metadata["seed"],
         "Size": f"{metadata['width']}x{metadata['height']}",
         "Model": metadata["model"],
@@ -90,28 +99,3 @@ def _line(metadata: Mapping[str, Any]) -> str:
     if metadata["negative_prompt"]:
         lines.append(f"Negative prompt: {metadata['negative_prompt']}")
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in fields.items())])
-
-
-def command(metadata: Mapping[str, Any], output: str) -> str:
-    """The `cascade generate` that draws the image, or the whole grid, again."""
-    stages = list(metadata["stages"].values())
-    prompts = metadata.get("prompts", [metadata["prompt"] or ""])
-    words: list[Any] = ["cascade", "generate", *prompts, "-o", output, "--seed", metadata["seed"]]
-    if "grid" in metadata:
-        words += ["-n", metadata["images_per_prompt"], "--grid"]
-    if metadata["model"] != EMBEDDED_NAME:
-        words += ["--model", metadata["model"]]
-    if metadata["negative_prompt"]:
-        words += ["--negative-prompt", metadata["negative_prompt"]]
-    if metadata.get("image"):
-        words += ["--image", metadata["image"], "--start-stage", metadata["start_stage"]]
-    else:
-        words += ["--height", metadata["height"], "--width", metadata["width"]]
-    if metadata["stop_after"] < len(stages) - 1:
-        words += ["--stop-after", metadata["stop_after"]]
-    words += ["--steps", *(stage["steps"] for stage in stages)]
-    words += ["--guidance", *(stage["guidance_scale"] for stage in stages)]
-    words += ["--sampler", *(stage["sampler"] for stage in stages)]
-    words += ["--thresholding", *(stage["thresholding"]["kind"] for stage in stages)]
-    words += ["--aug-level", *(stage["aug_level"] for stage in stages)]
-    return shlex.join(map(str, [*words, "--dtype", metadata["dtype"]]))

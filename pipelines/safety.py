@@ -36,6 +36,10 @@ class SafetyChecker:
         _load(model, folder / "safety_checker", variant, dtype)
         return cls(model.eval(), CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"))
 
+    def save_pretrained(self, folder: Path) -> None:
+        self.model.save_pretrained(folder / "safety_checker")
+        self.processor.save_pretrained(folder / "feature_extractor")
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, list[bool]]:
         """Images B 3 H W in [-1, 1], those that should not be shown blackened; and which these are."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ from cascade.build import load_stage, stage_files, stage_folder
 from cascade.card import model_card
 from cascade.chain import Cascade
 from conditioning.text import TextEncoder
+from pipelines.extras import GUARDS, find_folders, load_extras, save_extras
 from weights.deepfloyd import is_pipeline
 from weights.hub import resolve
-from weights.store import WeightsError, read_manifest, save_cascade
+from weights.store import read_manifest, save_cascade
 
 if TYPE_CHECKING:
     from pipelines.text_to_image import Pipeline
@@ -35,28 +37,20 @@ def load(
     """What `Pipeline` is made of. Raises WeightsError or ConfigError before the first weight is read, where a config or
     a header shows what is wrong.
     """
-    if isinstance(upscalers, str | Path):
-        raise TypeError(f"upscalers is {upscalers!r}; expected a list: [{str(upscalers)!r}]")
-    unwanted = [name for name, wanted in (("safety_checker", safety_checker), ("watermarker", watermark)) if not wanted]
-    folder = resolve(model, revision=revision, variant=variant, leave_out=unwanted, **hub)
+    leave_out = [name for name, wanted in zip(GUARDS, (safety_checker, watermark), strict=True) if not wanted]
+    folder = resolve(model, revision=revision, variant=variant, leave_out=leave_out, **hub)
+    stages, upscaler = find_folders(folder, upscalers, variant, leave_out, **hub)
+    extras = partial(load_extras, stages, upscaler, dtype=dtype, variant=variant, leave_out=leave_out)
     if is_pipeline(folder):
         from pipelines.deepfloyd import load_deepfloyd
 
-        others = [resolve(each, variant=variant, leave_out=["text_encoder", *unwanted], **hub) for each in upscalers]
-        return load_deepfloyd(
-            [folder, *others],
-            dtype=dtype,
-            variant=variant,
-            clean_caption=clean_caption,
-            safety_checker=safety_checker,
-            watermark=watermark,
-        )
-    if upscalers:
-        raise WeightsError(f"upscalers are for a DeepFloyd IF pipeline in diffusers' layout, which {folder} is not")
-    return _load_cascade(folder, dtype, clean_caption, hub)
+        return load_deepfloyd(stages, extras, dtype=dtype, variant=variant, clean_caption=clean_caption)
+    return _load_cascade(folder, extras, dtype, clean_caption, hub)
 
 
-def _load_cascade(folder: Path, dtype: torch.dtype, clean_caption: bool, hub: dict[str, Any]) -> dict[str, Any]:
+def _load_cascade(
+    folder: Path, extras: Callable[[], dict[str, Any]], dtype: torch.dtype, clean_caption: bool, hub: dict[str, Any]
+) -> dict[str, Any]:
     manifest = read_manifest(folder)
     source, encoder = manifest["text_encoder"] or {}, None
     cascade = Cascade([load_stage(folder, name, dtype) for name in manifest["stages"]])
@@ -71,7 +65,7 @@ def _load_cascade(folder: Path, dtype: torch.dtype, clean_caption: bool, hub: di
             null_prompt=source.get("null_prompt"),
             **hub,
         )
-    return {
+    return extras() | {
         "cascade": cascade,
         "text_encoder": encoder,
         "vocabulary": source.get("vocabulary"),
@@ -102,6 +96,7 @@ def save(pipe: Pipeline, folder: str | Path) -> None:
     def extra(target: Path) -> None:
         if encoder is not None and pipe.text_source.get("model") is None:
             encoder.save_pretrained(target)
+        save_extras(pipe, target)
         card = model_card(Path(folder).name, pipe.cascade.stages, manifest)
         (target / "README.md").write_text(card, encoding="utf-8")
 

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cascade.chain import Cascade
-from cascade.stage import Sampling
 from cascade.thresholding import Thresholding
 from conditioning.text import TextEmbedding, TextEncoder
-from pipelines.arguments import (
-    Canvas,
-    canvas,
-    check_prompts,
-    number,
-    samplings,
-    seeds,
-    text_rows,
-    unknown_words,
-    whole_number,
-)
+from pipelines.arguments import check_prompts, number, seeds, whole_number
+from pipelines.drawing import Callback, Job, draw
 from pipelines.images import OUTPUT_TYPES, OutputType, mask_to_tensor, to_tensor
-from pipelines.inpainting import keep_known
 from pipelines.metadata import EMBEDDED_NAME, describe
+from pipelines.placement import Placement
+from pipelines.prompting import away, both_halves, count_rows, encode, negatives
 from pipelines.safety import SafetyChecker, release
+from pipelines.settings import settle, settle_canvas
 from pipelines.storage import load, save
-from pipelines.timesteps import with_timesteps
-
-Callback = Callable[["Pipeline", int, float, dict[str, Any]], Any]
+from pipelines.upscaler import Upscaler
 
 
 @dataclass(frozen=True)
@@ -52,15 +40,16 @@ class PipelineOutput:
     flagged: list[bool] | None = None
 
 
-class Pipeline:
+class Pipeline(Placement):
     """A cascade with its text encoder.
 
         pipe = Pipeline.from_pretrained()
         pipe("a red car on top of a blue house", seed=0).images[0].save("out.png")
 
-    vocabulary: the words the cascade was trained on, if they are few; others are warned about. safety_checker and
-    watermarker, DeepFloyd IF's, act on what a call gives out; None is without. Setting ``interrupt`` to True in a
-    callback stops the call after the step, with the images as they are then.
+    vocabulary: the words the cascade was trained on, if they are few; others are warned about. upscaler: enlarges what
+    the cascade draws, as one more stage. safety_checker and watermarker, DeepFloyd IF's, act on what a call gives out;
+    None is without. Setting ``interrupt`` to True in a callback stops the call after the step, with the images as they
+    are then.
     """
 
     def __init__(
@@ -73,8 +62,10 @@ class Pipeline:
         provenance: dict[str, Any] | None = None,
         name: str = "",
         text_source: dict[str, Any] | None = None,
+        upscaler: Upscaler | None = None,
         safety_checker: SafetyChecker | None = None,
         watermarker: Any = None,
+        loaded_with: dict[str, Any] | None = None,
     ) -> None:
         widths = {stage.denoiser.network.text_width for stage in cascade.stages} - {None}
         if text_encoder is not None and widths - {text_encoder.width}:
@@ -88,8 +79,13 @@ class Pipeline:
         self.text_width = next(iter(widths), None)
         self.interrupt = False
         self.text_source = text_source or {"model": None}
-        self.safety_checker, self.watermarker = safety_checker, watermarker
+        self.upscaler, self.safety_checker, self.watermarker = upscaler, safety_checker, watermarker
+        self.loaded_with = loaded_with or {}  # options of `from_pretrained`, for metadata
         self._progress: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        """How many stages there are, the upscaler included."""
+        return len(self.cascade) + (self.upscaler is not None)
 
     @classmethod
     def from_pretrained(
@@ -110,10 +106,12 @@ class Pipeline:
         """Load the embedded default (None), a folder, or a hub id. ``dtype`` None is float32, as in diffusers.
 
         DeepFloyd IF is read from diffusers' layout: ``upscalers`` are the folders or hub ids of the stages after the
-        model; ``variant``, such as "fp16", is that of the files; ``safety_checker`` and ``watermark`` False leave those
-        two out. revision: of the model. clean_caption: clean prompts as IF's training captions were.
+        model; the last one may be a StableDiffusionUpscalePipeline, for any cascade. ``variant``, such as "fp16", is
+        that of the files; ``safety_checker`` and ``watermark`` False leave those two out. revision: of the model.
+        clean_caption: clean prompts as IF's training captions were.
 
-        Raises WeightsError or ConfigError, naming what is missing, damaged or unknown, and the remedy.
+        Weights in the type of their file are not read until they are needed. Raises WeightsError or ConfigError, naming
+        what is missing, damaged or unknown, and the remedy.
         """
         parts = load(
             model,
@@ -128,7 +126,16 @@ class Pipeline:
             token=token,
             local_files_only=local_files_only,
         )
-        return cls(**parts, name=EMBEDDED_NAME if model is None else str(model))
+        options = {
+            "upscalers": [str(each) for each in upscalers],
+            "revision": revision,
+            "variant": variant,
+            "clean_caption": clean_caption,
+            "safety_checker": None if safety_checker else False,
+            "watermark": None if watermark else False,
+        }
+        loaded_with = {name: value for name, value in options.items() if value is False or value}
+        return cls(**parts, name=EMBEDDED_NAME if model is None else str(model), loaded_with=loaded_with)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the cascade as a folder that `from_pretrained` reads; the same pixels come out, bit for bit.
@@ -136,25 +143,6 @@ class Pipeline:
         A text encoder that came from a hub id is named, not copied. Atomic: what was there stays until all is written.
         """
         save(self, folder)
-
-    @property
-    def device(self) -> torch.device:
-        return self.cascade.stages[0].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.cascade.parameters()).dtype
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
-        """Move everything, in place. The dtype is what the networks compute in; images stay float32."""
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
-        self.cascade.to(device=device, dtype=dtype)
-        if self.text_encoder is not None:
-            self.text_encoder.to(device=device, dtype=dtype)
-        if self.safety_checker is not None:
-            self.safety_checker.model.to(device=device, dtype=dtype)
-        return self
 
     def set_progress_bar_config(self, **config: Any) -> None:
         """Options for tqdm, such as disable=True."""
@@ -165,30 +153,8 @@ class Pipeline:
     ) -> tuple[TextEmbedding, TextEmbedding]:
         """The embeddings of the prompts and of what guidance leads away from: the negative prompts, or no text."""
         prompts = check_prompts(prompt)
-        return self._encode(prompts), self._away(negative_prompt, len(prompts))
-
-    def _encode(self, prompts: list[str]) -> TextEmbedding:
-        if self.text_encoder is None:
-            raise ValueError("this cascade has no text encoder; give prompt_embeds instead of a prompt")
-        unknown = [] if self.vocabulary is None else unknown_words(prompts, self.vocabulary)
-        if unknown:
-            warnings.warn(
-                f"not trained on {', '.join(map(repr, unknown))}, so the picture cannot show it; "
-                f"the words of this model are: {', '.join(self.vocabulary or [])}",
-                stacklevel=2,
-            )
-        return self.text_encoder(prompts)
-
-    def _away(self, negative: str | Sequence[str] | None, rows: int) -> TextEmbedding:
-        """What guidance leads away from, for `rows` prompts."""
-        if negative is None:
-            if self.text_encoder is None:
-                return TextEmbedding.null(rows, self.text_width or 0, device=self.device)
-            return self.text_encoder.null(rows)
-        negatives = check_prompts(negative, "negative_prompt")
-        if len(negatives) not in (1, rows):
-            raise ValueError(f"negative_prompt has {len(negatives)} entries for {rows} prompts; give one, or one each")
-        return self._encode(negatives * (rows // len(negatives)))
+        with self.encoder_at_work():
+            return encode(self, prompts), away(self, negative_prompt, len(prompts))
 
     def __call__(
         self,
@@ -220,8 +186,10 @@ class Pipeline:
     ) -> PipelineOutput:
         """Draw images. A scalar holds for every stage, a list is per stage of the cascade, None is the stage's own.
 
-        prompt: one or several; or prompt_embeds (and negative_prompt_embeds) from `encode_prompt`. A cascade without
-            text takes neither.
+        An upscaler is one more stage, with num_inference_steps, guidance_scale and aug_level of its own.
+
+        prompt: one or several; or prompt_embeds (and negative_prompt_embeds) from `encode_prompt`, beside which only an
+            upscaler reads the prompt. A cascade without text takes neither.
         height, width: of the result, in pixels; every stage draws its share.
         num_inference_steps, guidance_scale (1 is off), thresholding ("dynamic", "static", "none"), aug_level (in
             [0, 1], how far a stage may depart from its low-resolution image), sampler ("ddim", "ddpm", "dpmpp_2m",
@@ -234,159 +202,92 @@ class Pipeline:
             to vary, of the result's size; with mask_image (white where to draw), an image to fill in.
         start_stage, stop_after: the first and the last stage to run, counted from 0.
         max_batch_size: images drawn at a time; all by default.
-        callback_on_step_end(pipe, i, logsnr, kwargs): after step i of a stage; kwargs has "stage" (its name), "z" and
-            "x0" (B 3 H W in [-1, 1]).
+        callback_on_step_end(pipe, i, logsnr, kwargs): after step i of a stage, not of the upscaler; kwargs has "stage"
+            (its name), "z" and "x0" (B 3 H W in [-1, 1]).
 
         Raises TypeError or ValueError naming the bad value and the remedy, before any work starts.
         """
-        first = whole_number(start_stage, "start_stage", 0, len(self.cascade) - 1)
-        last = (
-            len(self.cascade) - 1
-            if stop_after is None
-            else whole_number(stop_after, "stop_after", first, len(self.cascade) - 1)
-        )
+        first = whole_number(start_stage, "start_stage", 0, len(self) - 1)
+        last = len(self) - 1 if stop_after is None else whole_number(stop_after, "stop_after", first, len(self) - 1)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
         per_prompt = whole_number(num_images_per_prompt, "num_images_per_prompt", 1)
-        settings = samplings(self.cascade, num_inference_steps, guidance_scale, thresholding, aug_level, sampler)
-        if timesteps is not None:
-            settings = with_timesteps(self.cascade, settings, timesteps, num_inference_steps)
+        settings, upscaling = settle(
+            self,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            guidance_scale=guidance_scale,
+            thresholding=thresholding,
+            aug_level=aug_level,
+            sampler=sampler,
+        )
+        upscaled = last == len(self.cascade)
         given = None if image is None else to_tensor(image)
         mask = None if mask_image is None else mask_to_tensor(mask_image)
         if strength is not None and number(strength, "strength", 0, 1) == 0:
             raise ValueError("strength is 0, which changes nothing; expected (0, 1]")
-        plan = canvas(self.cascade, first, last, height, width, given, strength, mask)
+        plan, size = settle_canvas(self, first, last, height, width, given, strength, mask, upscaling)
 
         prompts = None if prompt is None else check_prompts(prompt)
-        rows = self._rows(prompts, prompt_embeds, given)
+        rows = count_rows(self, prompts, prompt_embeds, given)
+        if upscaled and prompts is None:
+            raise ValueError("the upscaler reads the prompt itself: give prompt, also beside prompt_embeds")
         count = rows * per_prompt
         for name, tensor in (("image", given), ("mask_image", mask)):
             if tensor is not None and len(tensor) not in (1, rows):
                 raise ValueError(f"{name} holds {len(tensor)} images for {rows} prompts; give one, or one each")
         batch = count if max_batch_size is None else whole_number(max_batch_size, "max_batch_size", 1)
         drawn_seeds = seeds(seed, generator, count)
-        text, null = self._text(prompts, negative_prompt, prompt_embeds, negative_prompt_embeds, rows)
+        led_from = None if negative_prompt is None else negatives(negative_prompt, rows)
+        text, null = None, None
+        if first < len(self.cascade):
+            text, null = both_halves(self, prompts, negative_prompt, prompt_embeds, negative_prompt_embeds, rows)
 
+        def per_image(values: Any) -> Any:
+            return None if values is None else [values[k // per_prompt] for k in range(count)]
+
+        job = Job(
+            plan.rows(rows, per_prompt),
+            None if text is None else text.repeat_interleave(per_prompt),
+            None if null is None else null.repeat_interleave(per_prompt),
+            settings,
+            first,
+            batch,
+            upscaling if upscaled else None,
+            per_image(prompts),
+            per_image(led_from),
+        )
         self.interrupt = False
-        chunks = []
-        for begin in range(0, count, batch):
-            chunk = slice(begin, min(begin + batch, count))
-            chunks.append(
-                self._draw(
-                    drawn_seeds[chunk],
-                    None if text is None else text.repeat_interleave(per_prompt)[chunk],
-                    None if null is None else null.repeat_interleave(per_prompt)[chunk],
-                    plan.rows(rows, per_prompt, chunk),
-                    settings,
-                    first,
-                    callback_on_step_end,
-                )
-            )
-            if self.interrupt:
-                break
-        stages = [torch.cat(parts) for parts in zip(*chunks, strict=False)]
-        negatives = None if negative_prompt is None else check_prompts(negative_prompt, "negative_prompt")
+        stages = self._draw(drawn_seeds, job, callback_on_step_end)
+        drawn_seeds = drawn_seeds[: len(stages[-1])]  # an interruption leaves some out
         metadata = [
             describe(
-                prompt=None if prompts is None else prompts[k // per_prompt],
-                negative_prompt=None if negatives is None else negatives[k // per_prompt % len(negatives)],
+                prompt=None if prompts is None else job.prompts[k],
+                negative_prompt=None if job.negatives is None else job.negatives[k],
                 seed=image_seed,
                 model=self.name,
+                loaded_with=self.loaded_with,
                 dtype=str(self.dtype).removeprefix("torch."),
-                size=plan.sizes[-1],
+                size=size,
                 stages={stage.config.name: own for stage, own in zip(self.cascade.stages, settings, strict=True)},
+                upscaler=upscaling,
                 start_stage=first,
                 stop_after=last,
             )
             for k, image_seed in enumerate(drawn_seeds)
         ]
-        shown = stages if return_intermediates else stages[-1:]
         released = [
-            release(images, output_type, self.safety_checker, self.watermarker, stage.config.resolution[0])
-            for images, stage in zip(shown, self.cascade.stages[first + len(stages) - len(shown) :], strict=False)
+            release(images, output_type, self.safety_checker, self.watermarker, self._trained_height(number_, images))
+            for number_, images in enumerate(stages, first)
+            if return_intermediates or number_ == first + len(stages) - 1
         ]
         images, flagged = released[-1]
         intermediates = [each for each, _ in released] if return_intermediates else None
         return PipelineOutput(images, drawn_seeds, metadata, intermediates, flagged)
 
-    def _rows(self, prompts: list[str] | None, embeds: TextEmbedding | None, image: Tensor | None) -> int:
-        """How many prompts there are; without text, how many images."""
-        if self.text_width is None:
-            if prompts is not None or embeds is not None:
-                raise ValueError("this cascade takes no text; leave out prompt and prompt_embeds")
-            return 1 if image is None else len(image)
-        if prompts is not None and embeds is not None:
-            raise ValueError("give either prompt or prompt_embeds, not both")
-        if prompts is not None:
-            return len(prompts)
-        if embeds is None:
-            raise ValueError("give prompt or prompt_embeds: what to draw")
-        return len(text_rows(embeds, "prompt_embeds", self.text_width, None))
+    def _draw(self, seeds: Sequence[int], job: Job, callback: Callback | None) -> list[Tensor]:
+        return draw(self, seeds, job, callback)
 
-    def _text(
-        self,
-        prompts: list[str] | None,
-        negative: str | Sequence[str] | None,
-        embeds: TextEmbedding | None,
-        negative_embeds: TextEmbedding | None,
-        rows: int,
-    ) -> tuple[TextEmbedding | None, TextEmbedding | None]:
-        """Both halves of guidance, `rows` rows each; nothing for a cascade without text."""
-        if self.text_width is None:
-            return None, None
-        if negative is not None and negative_embeds is not None:
-            raise ValueError("give either negative_prompt or negative_prompt_embeds, not both")
-        embeds = embeds if prompts is None else self._encode(prompts)
-        if negative_embeds is not None:
-            return embeds, text_rows(negative_embeds, "negative_prompt_embeds", self.text_width, rows)
-        if self.text_encoder is None and embeds is not None and embeds.padding == "kept":
-            raise ValueError(
-                "give negative_prompt_embeds too: no text is a prompt of its own here, and nothing encodes it"
-            )
-        return embeds, self._away(negative, rows)
-
-    def _draw(
-        self,
-        chunk: list[int],
-        text: TextEmbedding | None,
-        null: TextEmbedding | None,
-        plan: Canvas,
-        settings: list[Sampling],
-        first: int,
-        callback: Callback | None,
-    ) -> list[Tensor]:
-        """One batch through all stages; what each has drawn, on the CPU."""
-        last = first + len(plan.sizes)
-        after_step = None if plan.known is None or plan.mask is None else keep_known(plan.known, plan.mask)
-        begins = {first: 1.0 if plan.start is None else plan.start[0]}
-        counts = {
-            number_: len(self.cascade.stages[number_].grid(settings[number_], begins.get(number_, 1.0))) - 1
-            for number_ in range(first, last)
-        }
-        drawn: list[Tensor] = []
-        bar = None
-        for number_, step in self.cascade.sample(
-            chunk,
-            plan.sizes,
-            text=text,
-            null=null,
-            samplings=settings[first:last],
-            image=plan.low_res,
-            first=first,
-            start=None if plan.start is None else (plan.start[0], plan.start[1].to(self.device)),
-            after_step=after_step,
-        ):
-            name, steps = self.cascade.stages[number_].config.name, counts[number_]
-            bar = bar or tqdm(**({"total": steps, "desc": name, "leave": False} | self._progress))
-            bar.update()
-            if callback is not None:
-                callback(self, step.index, step.logsnr, {"stage": name, "z": step.z, "x0": step.x0})
-            if self.interrupt:
-                drawn.append(step.x0.cpu())
-                bar.close()
-                break
-            if step.index == steps - 1:
-                drawn.append(step.z.cpu())
-                bar.close()
-                bar = None
-        return drawn
+    def _trained_height(self, number: int, images: Tensor) -> int:
+        """What a watermark is measured by: an upscaler knows no height, so that of its images."""
+        return self.cascade.stages[number].config.resolution[0] if number < len(self.cascade) else images.shape[-2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipelines.cli import main
 from weights import hub
 from weights.deepfloyd import stage_config
 from weights.shards import DIFFUSERS, StoredTensors, find_files
-from weights.store import WeightsError, read_manifest
+from weights.store import WeightsError, read_legacy, read_manifest
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:these weights are under"),
@@ -95,6 +96,19 @@ def test_a_missing_or_truncated_shard_is_named(root: Path, tmp_path: Path) -> No
     shards[1].unlink()
     with pytest.raises(WeightsError, match=rf"lacks the shards {shards[1].name};"):
         find_files(tmp_path, DIFFUSERS)
+
+
+def test_a_legacy_file_is_read_when_it_is_needed(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(1000, 100), "b": torch.randn(3)}
+    for zipped in (True, False):  # as since torch 1.6, and before
+        path = tmp_path / f"{zipped}.bin"
+        torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+        found = read_legacy(path)
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+        if sys.platform == "linux":
+            assert (str(path) in Path("/proc/self/maps").read_text()) == zipped
+        with StoredTensors([path]) as stored:
+            assert stored.shapes == {"a": (1000, 100), "b": (3,)}
 
 
 class FakeHub:
@@ -213,6 +227,27 @@ def test_the_watermark_is_on_pil_images(guarded: Path) -> None:
         assert changed.any()
         assert (with_it[changed] == 255).all()
         assert not changed[:32, :48].any()  # it is in the corner at the lower right
+
+
+def test_safety_parts_come_along(guarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved as a cascade, converted to one, and from there back to diffusers' layout."""
+    load(guarded).save_pretrained(tmp_path / "saved")
+    assert main(["convert", str(guarded), str(tmp_path / "converted")]) == 0
+    assert main(["convert", str(tmp_path / "saved"), str(tmp_path / "back")]) == 0
+    for folder in ("saved", "converted", "back/stage-0-base-16"):
+        pipe = load(tmp_path / folder)
+        assert pipe(**CALL).flagged == [False, False]
+        torch.nn.init.constant_(pipe.safety_checker.model.w_head.bias, 0.6)
+        assert pipe(**CALL).flagged == [True, True]
+        assert (pipe.watermarker.watermark_image == 255).all()
+        without = load(tmp_path / folder, safety_checker=False, watermark=False)
+        assert without.safety_checker is without.watermarker is None
+    index = json.loads((tmp_path / "back/stage-0-base-16/model_index.json").read_text())
+    before = json.loads((guarded / "model_index.json").read_text())
+    assert {name: index[name] for name in before} | {"_diffusers_version": ""} == before | {
+        "_diffusers_version": "",
+        "requires_safety_checker": True,
+    }
 
 
 def test_damaged_safety_parts_are_named(guarded: Path, tmp_path: Path) -> None:

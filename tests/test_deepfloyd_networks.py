@@ -15,7 +15,8 @@ from cascade.denoiser import Condition
 from cascade.stage import Stage, StageConfig
 from conditioning.text import TextEmbedding
 from weights import deepfloyd
-from weights.deepfloyd import diffusers_configs, stage_config
+from weights.deepfloyd import stage_config
+from weights.deepfloyd_export import diffusers_configs
 from weights.deepfloyd_names import tensor_names
 from weights.store import WeightsError
 

@@ -3,7 +3,8 @@
 Python blocks run in order and share their names, as if a reader pasted one after the other. Lines of ```bash blocks,
 and the `$ ` lines of ```console blocks, are commands: `cascade ...` and `python ...` run in a scratch folder, again in
 order, so that one may read what an earlier one wrote; `make ...` is checked with `make -n`; cloning and installing are
-left out, and anything else is refused.
+left out, and anything else is refused. The scratch folder shows the repository's examples/. What would train for
+long is cut short by options of its own, which SHORTER adds.
 """
 
 import os
@@ -17,7 +18,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = ("deepfloyd.md",)  # on small random weights: tests/test_deepfloyd_guide.py
+PAGES = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.name not in ELSEWHERE)]
 
 # A whole command, or a line of a Python block -> why it is not run here. The line alone is left out, not its block.
 NOT_RUN: dict[str, str] = {
@@ -31,9 +33,22 @@ NOT_RUN: dict[str, str] = {
     "cascade drawbench report guided unguided --ratings answers.sqlite -o report": "tests/test_report.py has answers",
     "cascade evaluate photos -o fd-clip --guidance 1 1.5 2 3 5 --features inception:weights.pth"
     " --clip openai/clip-vit-base-patch32": "weights that are not ours: tests/test_coco.py",
+    "cascade embed runs/emoji/pictures --text-encoder google/t5-v1_1-small -o runs/emoji/embeddings-small": (
+        "weights that are not ours: tests/test_embed.py"
+    ),
+    "tensorboard --logdir runs/emoji": "serves until it is ended",
 }
 
-SETUP = ("git clone", "cd", "pip")
+# What a command contains -> options that make it short here.
+SHORTER = {
+    "cascade train-text runs/emoji/pictures": "--steps 2",
+    "examples/emoji/base.toml": "--set budget.steps=2 --set diffusion.batch_size=4 --set samples.steps=2",
+    "examples/emoji/upscaler.toml": "--set budget.steps=2 --set diffusion.batch_size=4 --set samples.steps=2",
+}
+
+SETUP = ("git clone", "cd", "pip", "apt-get")
+SLOW = ("training.md",)  # many commands, each of which takes seconds to start
+EMOJI = ("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf", "/usr/share/unicode/emoji/emoji-test.txt")
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ def kind(command: str) -> str:
     if command in NOT_RUN or command.startswith(SETUP):
         return "skip"
     first = shlex.split(command, comments=True)[0]
-    if first in ("cascade", "python"):
+    if first in ("cascade", "python", "torchrun"):
         return "run"
     assert first == "make", f"{command!r} is neither run, nor checked, nor in NOT_RUN with a reason"
     return "make"
@@ -70,7 +85,7 @@ def kind(command: str) -> str:
 
 BLOCKS = {page: blocks(page.read_text(encoding="utf-8")) for page in PAGES}
 COMMANDS = [
-    pytest.param(page, command, id=f"{page.name}: {command}")
+    pytest.param(page, command, id=f"{page.name}: {command}", marks=[pytest.mark.slow] if page.name in SLOW else [])
     for page, found in BLOCKS.items()
     for block in found
     if block.language in ("bash", "sh", "console")
@@ -92,7 +107,12 @@ def test_command(page, command, scratch):
         command, where = re.sub(r"^make\b", "make -n", command), ROOT
     else:
         where = scratch / page.stem
-        where.mkdir(exist_ok=True)
+        if not where.exists():
+            where.mkdir()
+            (where / "examples").symlink_to(ROOT / "examples")
+        command = " ".join([command, *(options for part, options in SHORTER.items() if part in command)])
+        if "runs/emoji" in command and not all(map(os.path.exists, EMOJI)):
+            pytest.skip("apt-get install fonts-noto-color-emoji unicode-data")
     scripts = Path(sys.executable).parent
     assert what == "make" or (scripts / "cascade").exists(), "the console script is missing: pip install -e ."
     result = subprocess.run(
@@ -118,11 +138,31 @@ def test_python_blocks(page, tmp_path, monkeypatch):
             exec(compile("\n" * (block.line - 1) + "\n".join(lines), str(page), "exec"), names)
 
 
+CONFIGS = [
+    pytest.param(block, id=f"{page.name}: line {block.line}")
+    for page, found in BLOCKS.items()
+    for block in found
+    if block.language == "toml"
+]
+
+
+@pytest.mark.parametrize("block", CONFIGS)
+def test_configs_are_read(block, tmp_path, monkeypatch):
+    from cascade.training.config import load_config
+
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "config.toml").write_text(block.text)
+    config = load_config(tmp_path / "config.toml")
+    assert config.diffusion.batch_size % config.loop.accumulation == 0
+
+
 def test_exceptions_are_not_stale():
     lines = {line.strip() for found in BLOCKS.values() for block in found for line in block.text.splitlines()}
     written = {param.values[1] for param in COMMANDS} | lines
     assert set(NOT_RUN) <= written, f"in NOT_RUN, but on no page: {sorted(set(NOT_RUN) - written)}"
     assert all(reason.strip() for reason in NOT_RUN.values())
+    for part in SHORTER:
+        assert any(part in param.values[1] for param in COMMANDS), f"in SHORTER, but on no page: {part}"
 
 
 SAMPLE = """\

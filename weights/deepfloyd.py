@@ -1,8 +1,7 @@
-"""DeepFloyd IF, as diffusers stores it: its configs, mapped to ours and back.
+"""DeepFloyd IF, as diffusers stores it: its configs read as ours (`weights.deepfloyd_export` writes them).
 
 A folder holds one stage: model_index.json, and a folder each for unet, scheduler, and, for stage II,
-image_noising_scheduler. A key that a config leaves out has the default of diffusers' class; a value that our networks
-do not implement is refused by name.
+image_noising_scheduler. A value that our networks do not implement is refused by name.
 """
 
 from __future__ import annotations
@@ -11,101 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weights.deepfloyd_keys import (
+    BASE,
+    DOWN,
+    FIXED,
+    FIXED_SCHEDULER,
+    IDLE,
+    PREDICTIONS,
+    SCHEDULER,
+    SUPER_RESOLUTION,
+    TABLES,
+    UNET,
+    UP,
+    VARIANCES,
+)
 from weights.store import WeightsError, read_json
 
 LICENCE = "DeepFloyd IF License Agreement (non-commercial research)"
-
-# The pipelines that share a stage's network: text to image, image variation, inpainting.
-BASE = ("IFPipeline", "IFImg2ImgPipeline", "IFInpaintingPipeline")
-SUPER_RESOLUTION = (
-    "IFSuperResolutionPipeline",
-    "IFImg2ImgSuperResolutionPipeline",
-    "IFInpaintingSuperResolutionPipeline",
-)
-
-# UNet2DConditionModel: the keys that are mapped, with diffusers' defaults.
-_UNET: dict[str, Any] = {
-    "sample_size": None,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "only_cross_attention": False,
-    "mid_block_only_cross_attention": None,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "resnet_out_scale_factor": 1.0,
-    "mid_block_scale_factor": 1,
-    "dropout": 0.0,
-    "act_fn": "silu",
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "cross_attention_dim": 1280,
-    "encoder_hid_dim": None,
-    "attention_head_dim": 8,
-    "class_embed_type": None,
-    "addition_embed_type_num_heads": 64,
-    "resnet_skip_time_act": False,
-    "time_embedding_dim": None,
-    "time_embedding_act_fn": None,
-}
-# The keys that change the network and must have one value: (diffusers' default, what is implemented).
-_FIXED: dict[str, tuple[Any, Any]] = {
-    "center_input_sample": (False, False),
-    "flip_sin_to_cos": (True, True),
-    "freq_shift": (0, 0),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "conv_in_kernel": (3, 3),
-    "conv_out_kernel": (3, 3),
-    "time_embedding_type": ("positional", "positional"),
-    "time_cond_proj_dim": (None, None),
-    "timestep_post_act": (None, None),
-    "addition_embed_type": (None, "text"),
-    "cross_attention_norm": (None, "group_norm"),
-    "num_class_embeds": (None, None),
-    "num_attention_heads": (None, None),
-    "class_embeddings_concat": (False, False),
-    "attention_type": ("default", "default"),
-}
-# The keys that change nothing in a network of IF's blocks.
-_IDLE = {
-    "downsample_padding",
-    "transformer_layers_per_block",
-    "reverse_transformer_layers_per_block",
-    "dual_cross_attention",
-    "use_linear_projection",
-    "upcast_attention",
-    "addition_time_embed_dim",
-    "projection_class_embeddings_input_dim",
-    "encoder_hid_dim_type",  # "text_proj" where encoder_hid_dim is set, which is also its default there
-}
-_DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # whether a block attends
-_UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
-
-# DDPMScheduler, in the same manner.
-_SCHEDULER: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "linear",
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "variance_type": "fixed_small",
-    "clip_sample": True,
-    "prediction_type": "epsilon",
-    "thresholding": False,
-    "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": 1.0,
-}
-_FIXED_SCHEDULER: dict[str, tuple[Any, Any]] = {
-    "trained_betas": (None, None),
-    "clip_sample_range": (1.0, 1.0),
-    "timestep_spacing": ("leading", "leading"),
-    "steps_offset": (0, 0),
-    "rescale_betas_zero_snr": (False, False),
-}
-_TABLES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
-_VARIANCES = {"learned_range": None, "fixed_small": 0.0, "fixed_small_log": 0.0, "fixed_large": 1.0}
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -138,7 +59,7 @@ def stage_config(
     configs: Mapping[str, Mapping[str, Any]], where: str, low_resolution: list[int] | None = None
 ) -> dict[str, Any]:
     """The same from the contents of the components' configs; ``where`` begins messages."""
-    unet = _checked(configs["unet"], "UNet2DConditionModel", _UNET, _FIXED, _IDLE, f"{where}: unet")
+    unet = _checked(configs["unet"], "UNet2DConditionModel", UNET, FIXED, IDLE, f"{where}: unet")
     scheduler = _scheduler(configs["scheduler"], f"{where}: scheduler")
     noising = configs.get("image_noising_scheduler")
     channels = 3 if noising is None else 6
@@ -157,7 +78,7 @@ def stage_config(
         "upsampling": "bilinear",
         "network": _network(unet, f"{where}: unet"),
         "schedule": _table(scheduler),
-        "prediction": _PREDICTIONS[scheduler["prediction_type"]],
+        "prediction": PREDICTIONS[scheduler["prediction_type"]],
         "learned_variance": unet["out_channels"] == 6,
         "augmentation": None
         if noising is None
@@ -172,7 +93,7 @@ def stage_config(
             "spacing": "leading",
             "thresholding": _thresholding(scheduler),
             "aug_level": 0.25,
-            "ddpm_variance": _VARIANCES[scheduler["variance_type"]],
+            "ddpm_variance": VARIANCES[scheduler["variance_type"]],
         },
     }
 
@@ -199,11 +120,11 @@ def _checked(
 
 
 def _scheduler(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    found = _checked(config, "DDPMScheduler", _SCHEDULER, _FIXED_SCHEDULER, set(), where)
+    found = _checked(config, "DDPMScheduler", SCHEDULER, FIXED_SCHEDULER, set(), where)
     for key, known in (
-        ("beta_schedule", _TABLES),
-        ("prediction_type", _PREDICTIONS),
-        ("variance_type", _VARIANCES),
+        ("beta_schedule", TABLES),
+        ("prediction_type", PREDICTIONS),
+        ("variance_type", VARIANCES),
     ):
         if found[key] not in known:
             raise WeightsError(f"{where} has {key} = {found[key]!r}; expected one of {', '.join(known)}")
@@ -213,7 +134,7 @@ def _scheduler(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _table(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "DiscreteTable",
-        "kind": _TABLES[scheduler["beta_schedule"]],
+        "kind": TABLES[scheduler["beta_schedule"]],
         "steps": scheduler["num_train_timesteps"],
         "beta_start": scheduler["beta_start"],
         "beta_end": scheduler["beta_end"],
@@ -243,11 +164,11 @@ def _network(unet: Mapping[str, Any], where: str) -> dict[str, Any]:
         return value[0]
 
     down, up, widths = unet["down_block_types"], unet["up_block_types"], unet["block_out_channels"]
-    for key, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
+    for key, known in (("down_block_types", DOWN), ("up_block_types", UP)):
         if any(kind not in known for kind in unet[key]):
             raise refuse(key, f"some of {', '.join(known)}")
-    attends = [_DOWN[kind] for kind in down]
-    if len(widths) != len(down) or [_UP[kind] for kind in up] != attends[::-1] or not any(attends):
+    attends = [DOWN[kind] for kind in down]
+    if len(widths) != len(down) or [UP[kind] for kind in up] != attends[::-1] or not any(attends):
         raise refuse("up_block_types", f"the mirror image of down_block_types {down}, with attention in some")
     if any(width % widths[0] for width in widths):
         raise refuse("block_out_channels", "multiples of the first")
@@ -288,78 +209,4 @@ def _network(unet: Mapping[str, Any], where: str) -> dict[str, Any]:
         "pool_heads": unet["addition_embed_type_num_heads"],
         "activation": unet["act_fn"],
         "norm_eps": unet["norm_eps"],
-    }
-
-
-def diffusers_configs(stage: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The way back: a stage's config as the configs of diffusers' components. Raises WeightsError for a stage that is
-    not of IF's architecture.
-    """
-    network, sampling = stage["network"], stage["sampling"]
-    name = f"stage {stage['name']!r}"
-    wanted = {"type": "UNet", "attention_bias": True, "text_norm": "group", "classes": None, "patch": 1}
-    for key, value in wanted.items():
-        if network.get(key, value) != value:
-            raise WeightsError(
-                f"{name} is not of DeepFloyd IF's architecture: {key} is {network[key]!r}, not {value!r}"
-            )
-    if network.get("pool_heads") is None or stage["schedule"]["type"] != "DiscreteTable":
-        raise WeightsError(f"{name} is not of DeepFloyd IF's architecture; only that is written in diffusers' layout")
-    large = stage["low_resolution"] is not None
-    widths = [network["width"] * multiplier for multiplier in network["multipliers"]]
-    attends = [level in network["attention_levels"] for level in range(len(widths))]
-    scale = 1 / network["residual_scale"]
-    projection = network["text_projection"]
-    size = stage["resolution"]
-    unet = {key: value for key, (_, value) in _FIXED.items()} | {
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": size[0] if size[0] == size[1] else size,
-        "in_channels": network["in_channels"],
-        "out_channels": network["out_channels"],
-        "down_block_types": [list(_DOWN)[attended] for attended in attends],
-        "up_block_types": [list(_UP)[attended] for attended in attends[::-1]],
-        "only_cross_attention": network["attention"] == "text",
-        "mid_block_only_cross_attention": None,
-        "block_out_channels": widths,
-        "layers_per_block": network["blocks"],
-        "resnet_out_scale_factor": scale,
-        "mid_block_scale_factor": scale,
-        "dropout": network["dropout"],
-        "act_fn": network["activation"],
-        "norm_num_groups": network["groups"],
-        "norm_eps": network["norm_eps"],
-        "cross_attention_dim": projection or network["text_width"],
-        "encoder_hid_dim": network["text_width"] if projection else None,
-        "encoder_hid_dim_type": "text_proj" if projection else None,
-        "attention_head_dim": network["head_channels"],
-        "class_embed_type": "timestep" if large else None,
-        "addition_embed_type_num_heads": network["pool_heads"],
-        "resnet_skip_time_act": large,
-        "time_embedding_dim": network["embedding_width"],
-        "time_embedding_act_fn": network["activation"] if large else None,
-    }
-    threshold = sampling["thresholding"]
-    variance = {value: key for key, value in reversed(_VARIANCES.items())}.get(sampling["ddpm_variance"])
-    if variance is None or (variance == "learned_range") > stage["learned_variance"]:
-        raise WeightsError(f"{name} samples with ddpm_variance {sampling['ddpm_variance']}, which diffusers cannot say")
-    scheduler = _ddpm(stage["schedule"]) | {
-        "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[stage["prediction"]],
-        "variance_type": variance,
-        "thresholding": threshold["kind"] == "dynamic",
-        "clip_sample": threshold["kind"] != "none",
-        "dynamic_thresholding_ratio": threshold["percentile"],
-        "sample_max_value": threshold["max_value"],
-    }
-    configs = {"unet": unet, "scheduler": scheduler}
-    return configs | ({"image_noising_scheduler": _ddpm(stage["augmentation"]["schedule"])} if large else {})
-
-
-def _ddpm(table: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {ours: theirs for theirs, ours in _TABLES.items()}
-    return {key: value for key, (_, value) in _FIXED_SCHEDULER.items()} | {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": table["steps"],
-        "beta_schedule": kinds[table["kind"]],
-        "beta_start": table["beta_start"],
-        "beta_end": table["beta_end"],
     }

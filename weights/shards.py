@@ -20,9 +20,10 @@ DIFFUSERS: Stems = ("diffusion_pytorch_model", "diffusion_pytorch_model")
 TRANSFORMERS: Stems = ("model", "pytorch_model")
 ENDINGS = ("safetensors", "bin")
 
-# The components of a DeepFloyd IF pipeline that have weights; the optional ones may lack the variant.
+# The components that have weights, of DeepFloyd IF and of upscalers; the optional ones may lack the variant.
 COMPONENTS = {
     "unet": DIFFUSERS,
+    "vae": DIFFUSERS,
     "text_encoder": TRANSFORMERS,
     "safety_checker": TRANSFORMERS,
     "watermarker": DIFFUSERS,

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +127,16 @@ def read_stage(folder: str | Path, name: str) -> StageFiles:
 
 
 def read_legacy(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a legacy `.bin`, by torch's weights-only unpickler, which runs no code. Raises WeightsError."""
+    """The tensors of a legacy `.bin`, by torch's weights-only unpickler, which runs no code. They are views of the
+    file, unless that is older than torch 1.6, and read when they are first needed. Raises WeightsError.
+    """
     import torch
 
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no file {path}; check the path")
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise WeightsError(
             f"{path} holds more than tensors, or is damaged ({str(error).splitlines()[0]}); it was not loaded. "

@@ -57,6 +57,7 @@ def generate_batch(
     height: int | None = None,
     width: int | None = None,
     num_inference_steps: int | Sequence[int | None] | None = None,
+    timesteps: str | Sequence[Any] | None = None,
     guidance_scale: float | Sequence[float | None] | None = None,
     thresholding: str | Sequence[str | None] | None = None,
     aug_level: float | Sequence[float | None] | None = None,
@@ -91,6 +92,7 @@ def generate_batch(
         "height": height,
         "width": width,
         "num_inference_steps": num_inference_steps,
+        "timesteps": timesteps,
         "guidance_scale": guidance_scale,
         "thresholding": thresholding,
         "aug_level": aug_level,
@@ -171,6 +173,9 @@ def _draw(
         def draw(numbers: Sequence[int], rows: Mapping[str, TextEmbedding] = rows) -> list[Drawn]:
             places = [divmod(j, per_prompt) for j in numbers]
             out = pipe(
+                # An upscaler reads the text itself.
+                None if pipe.upscaler is None else [records[i].prompt for i, _ in places],
+                None if pipe.upscaler is None else negative,
                 prompt_embeds=TextEmbedding.cat([rows[records[i].prompt] for i, _ in places]),
                 negative_prompt_embeds=texts.away.repeat_interleave(len(places)),
                 seed=seed + numbers[0],

@@ -12,10 +12,14 @@ import torch
 
 from cascade import __version__
 from cascade.build import stage_files
-from pipelines.arguments import canvas, check_prompts, samplings, whole_number
+from pipelines.arguments import check_prompts, whole_number
+from pipelines.settings import settle, settle_canvas
 
 if TYPE_CHECKING:
     from pipelines.text_to_image import Pipeline
+
+# Of what a pipeline was loaded with, what its weights do not show and its images depend on.
+_LOADING = ("clean_caption", "safety_checker", "watermark")
 
 
 def run_settings(pipe: Pipeline, options: Mapping[str, Any], negative_prompt: str | None) -> dict[str, Any]:
@@ -23,28 +27,30 @@ def run_settings(pipe: Pipeline, options: Mapping[str, Any], negative_prompt: st
 
     options: as `Pipeline` takes them. Raises TypeError or ValueError naming the bad value and the remedy.
     """
-    last = len(pipe.cascade) - 1
+    last = len(pipe) - 1
     if options["stop_after"] is not None:
         last = whole_number(options["stop_after"], "stop_after", 0, last)
     if negative_prompt is not None:
         check_prompts(negative_prompt, "negative_prompt")
-    names = ("num_inference_steps", "guidance_scale", "thresholding", "aug_level", "sampler")
-    chosen = samplings(pipe.cascade, *(options[name] for name in names))
-    plan = canvas(pipe.cascade, 0, last, options["height"], options["width"], None, None, None)
+    names = ("num_inference_steps", "timesteps", "guidance_scale", "thresholding", "aug_level", "sampler")
+    chosen, upscaling = settle(pipe, **{name: options[name] for name in names})
+    _, size = settle_canvas(pipe, 0, last, options["height"], options["width"], None, None, None, upscaling)
     return {
         "version": __version__,
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "weights": weights_digest(pipe),
-        "height": plan.sizes[-1][0],
-        "width": plan.sizes[-1][1],
+        "height": size[0],
+        "width": size[1],
         "stop_after": last,
         "negative_prompt": negative_prompt,
         "stages": {stage.config.name: asdict(own) for stage, own in zip(pipe.cascade.stages, chosen, strict=True)},
+        **({"upscaler": asdict(upscaling)} if upscaling is not None else {}),
+        **{name: pipe.loaded_with[name] for name in _LOADING if name in pipe.loaded_with},
     }
 
 
 def weights_digest(pipe: Pipeline) -> str:
-    """SHA-256 over the configs and tensors of all stages and of the text encoder, as they are in memory."""
+    """SHA-256 over the configs and tensors of all stages, text encoder and upscaler, as they are in memory."""
     digest = hashlib.sha256()
 
     def add(config: Any, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -59,4 +65,7 @@ def weights_digest(pipe: Pipeline) -> str:
     if pipe.text_encoder is not None:
         encoder = pipe.text_encoder
         add({"max_length": encoder.max_length, "padding": encoder.padding}, encoder.model.state_dict())
+    if pipe.upscaler is not None:
+        for module in pipe.upscaler.modules:
+            add({}, module.state_dict())
     return f"sha256:{digest.hexdigest()}"
