@@ -12,7 +12,7 @@ from cascade.denoiser import Denoiser
 from cascade.networks.efficient_unet import EfficientUNet
 from cascade.networks.unet import UNet, UNetConfig
 from cascade.stage import Stage, StageConfig
-from weights import deepfloyd
+from weights import deepfloyd, deepfloyd_export
 from weights.deepfloyd_names import tensor_names
 from weights.shards import DIFFUSERS, StoredTensors, find_files
 from weights.store import StageFiles, WeightsError, check_tensors, read_config, read_stage
@@ -108,7 +108,7 @@ def deepfloyd_tensors(
 def deepfloyd_files(config: StageConfig, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The way back: the configs of diffusers' components, and the tensors of its U-Net. Raises WeightsError."""
     data = encode(config)
-    configs = deepfloyd.diffusers_configs(data)
+    configs = deepfloyd_export.diffusers_configs(data)
     found = {}
     for ours, theirs in tensor_names(data["network"]).items():
         found |= zip(theirs, tensors[ours].chunk(len(theirs)), strict=True)

@@ -1,6 +1,6 @@
 """Text embeddings on disk: a folder that stands in for the text encoder that filled it.
 
-    cache.json            the encoder: name, revision, fingerprint, width, max_length, padding; the number of shards
+    cache.json            the encoder: name, revision, fingerprint, width, how it is used; the number of shards
     00000.safetensors     the captions whose key is 0 modulo that number, by key
 
 A caption's key is a hash of it, so one that repeats is stored once, and whoever has a caption knows its shard. Of a
@@ -26,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from conditioning.captions import Preprocessing
 from conditioning.text import Padding, TextEmbedding, TextEncoder
 
 FORMAT = 1
@@ -38,8 +39,8 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """Which embeddings an encoder makes. Two encoders are the same if their weights, max_length and padding are;
-    name and revision only say where they came from.
+    """Which embeddings an encoder makes. Two encoders are the same if their weights, max_length, padding and
+    preprocessing are; name and revision only say where they came from.
 
     fingerprint: a hash of the tokenizer and of PROBES numbers of every weight in bfloat16, so it does not depend on the
     type the weights are loaded in, or how their files are split.
@@ -51,6 +52,7 @@ class EncoderIdentity:
     width: int
     max_length: int
     padding: Padding
+    preprocessing: Preprocessing
 
     @staticmethod
     def of(encoder: TextEncoder, name: str, revision: str | None = None) -> EncoderIdentity:
@@ -63,18 +65,19 @@ class EncoderIdentity:
             probes = flat[:: max(1, flat.numel() // PROBES)].to(torch.bfloat16).cpu()
             digest.update(f"{key} {tuple(weight.shape)}".encode() + probes.view(torch.int16).numpy().tobytes())
         fingerprint = digest.hexdigest()[:32]
-        return EncoderIdentity(name, revision, fingerprint, encoder.width, encoder.max_length, encoder.padding)
+        use = (encoder.max_length, encoder.padding, encoder.preprocessing)
+        return EncoderIdentity(name, revision, fingerprint, encoder.width, *use)
 
     def __str__(self) -> str:
         at = f" at revision {self.revision}" if self.revision else ""
         return (
             f"{self.name}{at} (fingerprint {self.fingerprint[:8]}, width {self.width}, "
-            f"max_length {self.max_length}, padding {self.padding})"
+            f"max_length {self.max_length}, padding {self.padding}, preprocessing {self.preprocessing})"
         )
 
     def check(self, other: EncoderIdentity, folder: Path) -> None:
         """Raises ValueError naming both unless ``other``, which made the cache in ``folder``, makes the same."""
-        decisive = ("fingerprint", "max_length", "padding")
+        decisive = ("fingerprint", "max_length", "padding", "preprocessing")
         names = [name for name in decisive if getattr(self, name) != getattr(other, name)]
         if names:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,12 +13,14 @@ import tyro
 if TYPE_CHECKING:
     from cascade.stage import Stage
     from cascade.training.config import TrainConfig
+    from cascade.training.text import TextConfig
+    from conditioning.text import TextEncoder
 
 GRIDS = "samples"  # the folder of sample grids within a cascade's
 
 
 def assemble(
-    runs: tyro.conf.Positional[tuple[Path, ...]],
+    stages: tyro.conf.Positional[tuple[Path, ...]],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     text_encoder: str | None = None,
     revision: str | None = None,
@@ -30,77 +33,92 @@ def assemble(
     is named. The model card tells each stage's hyperparameters and data, with its last sample grid.
 
     Args:
-        runs: The folders of `cascade train`, from the base up.
+        stages: From the base up: the folders of `cascade train`, or of stages in a cascade's folder.
         output: The folder to write; a cascade that is there is replaced.
         text_encoder: A folder or a hub id; that of the runs if left out.
         revision: Of the text encoder on the hub.
         licence: Of the weights.
         dtype: What the weights are stored in.
     """
-    if not runs:
+    if not stages:
         raise ValueError("give at least one run: cascade assemble BASE SR -o DIR")
-    put_together(list(runs), output, text_encoder, revision, licence, dtype)
+    put_together(list(stages), output, text_encoder, revision, licence, dtype)
     print(output)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A stage, and what made it. run, config: those it was trained by; None for one out of a cascade."""
+
+    stage: Stage
+    made_by: list[dict[str, Any]]
+    run: Path | None = None
+    config: TrainConfig | None = None
+
+
 def put_together(
-    runs: list[Path], output: Path, text_encoder: str | None, revision: str | None, licence: str, dtype: str
+    folders: list[Path], output: Path, text_encoder: str | None, revision: str | None, licence: str, dtype: str
 ) -> None:
     import torch
 
     from cascade.build import stage_files, stage_folder
     from cascade.card import model_card
     from cascade.chain import Cascade
-    from conditioning.text import TextEncoder
+    from cascade.training.text import TOKENS, TextConfig, completed, load_encoder
     from weights.store import save_cascade
 
-    found = [read_run(run) for run in runs]
-    configs = [config for config, _, _ in found]
-    stages = [stage for _, stage, _ in found]
+    parts = [read_part(folder) for folder in folders]
+    stages = [part.stage for part in parts]
+    configs = [part.config for part in parts if part.config is not None]
     Cascade(stages)  # does each take what the one before it draws?
     encoder, text = None, None
-    described = next((config.text for config in configs if config.text is not None), None)
-    if described is not None:
-        name = text_encoder or next((c.text.encoder for c in configs if c.text and c.text.encoder), None)
+    texts = [config.text for config in configs if config.text is not None]
+    name = text_encoder or next((text.encoder for text in texts if text.encoder is not None), None)
+    if any(stage.config.network.text_width is not None for stage in stages):
         if name is None:
-            raise ValueError("the runs read embeddings from a cache: say with --text-encoder what made them")
-        encoder = TextEncoder.from_pretrained(
-            name, revision=revision or described.revision, max_length=described.max_length, padding=described.padding
-        )
-        check_text(encoder, name, configs)
-        local = Path(name).expanduser().is_dir()
-        text = {"model": None if local else name, "max_length": described.max_length, "padding": described.padding}
-        if not local and (revision or described.revision):
-            text["revision"] = revision or described.revision
+            raise ValueError("nothing says what made the text embeddings: say it with --text-encoder")
+        given = asdict(texts[0]) if texts else {}
+        given |= {"encoder": name, "revision": revision or given.get("revision")}
+        described = TextConfig(**completed(given))  # the encoder may be a cascade's
+        encoder = load_encoder(described)
+        check_text(encoder, name, stages, texts)
+        local = Path(str(described.encoder)).expanduser().is_dir()
+        text = {"model": None if local else described.encoder}
+        text |= {key: getattr(described, key) for key in (*TOKENS, "null_prompt")}
+        if not local and described.revision:
+            text["revision"] = described.revision
         encoder = encoder if local else None
     manifest = {
         "text_encoder": text,
         "licence": licence,
-        "provenance": {config.stage.name: [made_by] for config, _, made_by in found},
+        "provenance": {part.stage.config.name: part.made_by for part in parts},
     }
     files = {stage_folder(i, stage.config): stage_files(stage, getattr(torch, dtype)) for i, stage in enumerate(stages)}
 
     def extra(target: Path) -> None:
         if encoder is not None:
             encoder.save_pretrained(target)
-        card = model_card(output.name, stages, manifest) + "".join(
-            told(run, target, config, made_by) for run, (config, _, made_by) in zip(runs, found, strict=True)
-        )
+        card = model_card(output.name, stages, manifest) + "".join(told(part, target) for part in parts)
         (target / "README.md").write_text(card, encoding="utf-8")
 
     save_cascade(output, manifest, files, extra)
 
 
-def read_run(run: Path) -> tuple[TrainConfig, Stage, dict[str, Any]]:
-    """The config of a run, its stage with the averaged weights, and what made them. Raises ValueError."""
-    from cascade.build import build_stage, load_network
+def read_part(folder: Path) -> Part:
+    """The stage of a cascade, or of a run with its averaged weights. Raises ValueError."""
+    from cascade.build import build_stage, load_network, load_stage
     from cascade.config import decode
     from cascade.training.checkpoint import find_checkpoint, read_state, read_weights
     from cascade.training.config import TrainConfig
+    from weights.store import MANIFEST, read_manifest
 
-    checkpoint = find_checkpoint(run)
+    if (folder.parent / MANIFEST).is_file():
+        stage = load_stage(folder.parent, folder.name)
+        history = read_manifest(folder.parent)["provenance"]
+        return Part(stage, history.get(stage.config.name, [history]))
+    checkpoint = find_checkpoint(folder)
     if checkpoint is None:
-        raise ValueError(f"{run} holds no checkpoint: expected the folder of a run of `cascade train`")
+        raise ValueError(f"{folder} holds no checkpoint: expected the folder of a run of `cascade train`")
     state = read_state(checkpoint)
     if state["config"] is None:
         raise ValueError(f"{checkpoint} does not say how it was trained: it is no run of `cascade train`")
@@ -116,23 +134,27 @@ def read_run(run: Path) -> tuple[TrainConfig, Stage, dict[str, Any]]:
         "hours": round(progress["seconds"] / 3600, 2),
         "config": state["config"],
     }
-    return config, stage.eval(), made_by
+    return Part(stage.eval(), [made_by], folder, config)
 
 
-def check_text(encoder: Any, name: str, configs: list[TrainConfig]) -> None:
+def check_text(encoder: TextEncoder, name: str, stages: list[Stage], texts: list[TextConfig]) -> None:
     """Raise ValueError if a stage was trained on the embeddings of another encoder."""
     from conditioning.embedding_cache import EmbeddingCache, EncoderIdentity
 
-    for config in configs:
-        width = config.stage.network.text_width
+    for stage in stages:
+        width = stage.config.network.text_width
         if width is not None and width != encoder.width:
-            raise ValueError(f"{name} is {encoder.width} wide, and stage {config.stage.name!r} takes text of {width}")
-        if config.text is not None and config.text.embeddings is not None and Path(config.text.embeddings).is_dir():
-            EmbeddingCache(config.text.embeddings, EncoderIdentity.of(encoder, name))
+            raise ValueError(f"{name} is {encoder.width} wide, and stage {stage.config.name!r} takes text of {width}")
+    for text in texts:
+        if text.embeddings is not None and Path(text.embeddings).is_dir():
+            EmbeddingCache(text.embeddings, EncoderIdentity.of(encoder, name))
 
 
-def told(run: Path, target: Path, config: TrainConfig, made_by: dict[str, Any]) -> str:
-    """A stage's section of the model card; its last sample grid is copied."""
+def told(part: Part, target: Path) -> str:
+    """A trained stage's section of the model card; its last sample grid is copied."""
+    if part.config is None or part.run is None:
+        return ""
+    run, config, made_by = part.run, part.config, part.made_by[-1]
     name, loop, diffusion = config.stage.name, config.loop, config.diffusion
     crop = "whole images" if config.data.crop is None else f"crops of {config.data.crop} px"
     lines = [

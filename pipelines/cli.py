@@ -35,6 +35,7 @@ COMMANDS = {
     "export": Command("pipelines.evaluation.exporters", "export", "lay out a batch as GenEval and others expect it"),
     "evaluate": Command("pipelines.evaluation.coco", "evaluate", "compare what a model draws with captioned images"),
     "embed": Command("pipelines.embed", "embed", "embed the captions of a data set, for training to read"),
+    "train-text": Command("pipelines.train_text", "train_text", "train a small T5 on the captions of a data set"),
     "train": Command("pipelines.train", "train", "train a stage on images with captions, resumably"),
     "assemble": Command(
         "pipelines.assemble", "assemble", "put trained stages and a text encoder into a cascade folder"

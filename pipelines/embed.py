@@ -113,7 +113,7 @@ def build_cache(
         raise ValueError(f"{folder} holds files, and no {HEADER} that says what made them; choose another folder")
     else:
         shards = -(-len(source) // ITEMS_PER_SHARD)
-    wanted, skipped = _captions(source, shards, process, max_skipped)
+    wanted, skipped = find_captions(source, shards, process, max_skipped=max_skipped)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / HEADER).is_file():
         try:
@@ -140,15 +140,15 @@ def build_cache(
     return Embedded(made, kept, cut, skipped)
 
 
-def _captions(
-    source: ImageSource, shards: int, process: Process, max_skipped: float | None
+def find_captions(
+    source: ImageSource, shards: int = 1, process: Process | None = None, *, max_skipped: float | None = None
 ) -> tuple[dict[int, dict[Key, str]], list[Skipped]]:
-    """The captions of each of this process's shards, by key; and the items that have none."""
+    """The captions of each of this process's shards, by key; and the items that have none. Raises TooManySkipped."""
     from cascade.data.skipped import MAX_SKIPPED, Skipped, TooManySkipped
     from cascade.data.source import Unusable
     from conditioning.embedding_cache import caption_key
 
-    limit = MAX_SKIPPED if max_skipped is None else max_skipped
+    process, limit = process or Process(), MAX_SKIPPED if max_skipped is None else max_skipped
     wanted: dict[int, dict[Key, str]] = {shard: {} for shard in range(process.rank, shards, process.world)}
     skipped = []
     for item in range(len(source)):
@@ -219,22 +219,15 @@ def _load(
     """An encoder as it is to be used; what is not given is what a cascade's manifest says."""
     import torch
 
+    from cascade.training.text import TextConfig, completed, load_encoder
     from conditioning.embedding_cache import EncoderIdentity
-    from conditioning.text import TextEncoder
-    from weights.store import MANIFEST, read_manifest
 
-    folder, tokens_of = Path(name).expanduser(), {"max_length": 128, "padding": "trimmed"}
-    if (folder / MANIFEST).is_file():
-        stored = read_manifest(folder)["text_encoder"]
-        if stored is None:
-            raise ValueError(f"{name} is a cascade without a text encoder")
-        tokens_of = {key: stored[key] for key in tokens_of}
-        if stored.get("model"):
-            name, revision = stored["model"], stored.get("revision")
-    given = {"max_length": max_length, "padding": padding}
-    settings = tokens_of | {key: value for key, value in given.items() if value is not None}
-    encoder = TextEncoder.from_pretrained(name, dtype=getattr(torch, dtype), revision=revision, **settings).to(device)
-    return encoder, EncoderIdentity.of(encoder, name, _commit(name, revision))
+    given = {"revision": revision, "max_length": max_length, "padding": padding}
+    said = {key: value for key, value in given.items() if value is not None}
+    config = TextConfig(**completed({"encoder": name, **said}))
+    assert config.encoder is not None, "it was given"
+    encoder = load_encoder(config, getattr(torch, dtype)).to(device)
+    return encoder, EncoderIdentity.of(encoder, config.encoder, _commit(config.encoder, config.revision))
 
 
 def _commit(name: str, revision: str | None) -> str | None:

@@ -1,5 +1,6 @@
 """`cascade train`: a config file to a trained stage."""
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,13 +31,17 @@ def train(
         set: A change to the config, such as loop.learning_rate=1e-4; may be given several times.
         device: cuda if there is one, else cpu.
         accept_changes: Go on with a run whose config was another one.
-        dry_run: Only say what it would take, and write the first batch as a contact sheet.
+        dry_run: Only check everything, say what it would take, and write the first batch as a contact sheet.
     """
     from cascade.training.config import load_config
 
     settings = load_config(config, set)
     if dry_run:
-        print(rehearse(settings, output))
+        from pipelines.process import Process
+
+        process = Process.from_environment()
+        if process.rank == 0:
+            print(rehearse(settings, output, process.world))
         return
 
     from cascade.training.interruption import Interrupted
@@ -53,37 +58,51 @@ def train(
         print(f"{output}: {progress.batch} steps of {settings.diffusion.batch_size} images")
 
 
-def rehearse(settings: "TrainConfig", output: Path) -> str:
+def rehearse(settings: "TrainConfig", output: Path, processes: int = 1) -> str:
     """What a run would take; writes its first images and captions into the folder."""
     import torch
 
     from cascade.training.cost import training_cost
-    from cascade.training.run import open_data
+    from cascade.training.distributed import World
+    from cascade.training.run import check_width, open_data
     from cascade.training.samples import save_sheet
+    from cascade.training.text import open_text
 
     training, _ = open_data(settings)
+    text = None if settings.text is None else open_text(settings.text, torch.device("cpu"))
+    check_width(settings, text)
     size = training.transform.size
     cost = training_cost(settings.stage, size)
     images = settings.diffusion.batch_size
-    at_once = images // settings.loop.accumulation
-    memory = cost.memory(settings.loop, at_once)
+    at_once = len(World(0, processes).rows(images, settings.loop.accumulation)[0])
+    memory = cost.memory(settings.loop, at_once, processes)
     samples = [training[i] for i in range(min(images, 64))]
+    if text is not None:
+        text.captions([sample.caption for sample in samples[:8]])  # are they in the cache?
     sheet = output / "first-batch.png"
     save_sheet(torch.stack([sample.image for sample in samples]).float() / 127.5 - 1, sheet, 8)
     captions = [f"{sample.name}\t{'(dropped) ' if sample.dropped else ''}{sample.caption}" for sample in samples]
     (output / "first-batch.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
     steps = settings.budget.steps
+    among = "one process" if processes == 1 else f"each of {processes} processes"
     length = f"{steps:,} steps" if steps is not None else f"{settings.budget.minutes:g} minutes"
     lines = [
         f"stage           {settings.stage.name}, trained on {size[1]} x {size[0]} px",
         f"data            {len(training.source):,} images, {settings.data.held_out} more held out",
         f"parameters      {cost.parameters / 1e6:,.1f} M",
-        f"compute         {cost.flops / 1e9:,.1f} GFLOPs an image, {cost.flops * images / 1e12:,.2f} TFLOPs a step",
+        f"compute         {flops(cost.flops)} an image, {flops(cost.flops * images)} a step",
         f"run             {length} of {images} images",
-        f"memory, about   {memory / 1e9:,.2f} GB in one process, {at_once} images at a time",
+        f"memory, about   {memory / 1e9:,.2f} GB in {among}, {at_once} images at a time",
         f"first images    {sheet}",
     ]
     if steps is not None:
-        epochs = steps * images / len(training.source)
-        lines.insert(5, f"                {steps * images:,} images, {epochs:,.1f} epochs")
+        seen = steps * images
+        epochs = seen / len(training.source)
+        lines.insert(5, f"                {seen:,} images, {epochs:,.1f} epochs, {flops(cost.flops * seen)}")
     return "\n".join(lines)
+
+
+def flops(count: float) -> str:
+    """3.5 GFLOPs, 23.7 ZFLOPs."""
+    power = min(max(math.floor(math.log10(count)) // 3, 3), 7)
+    return f"{count / 1000**power:,.1f} {'GTPEZ'[power - 3]}FLOPs"

@@ -43,12 +43,39 @@ def test_the_averaged_weights_come_out(runs: list[Path], tmp_path: Path) -> None
     put_together(runs, tmp_path / "toy", None, None, "MIT", "float32")
     manifest = read_manifest(tmp_path / "toy")
     assert manifest["stages"] == ["stage-0-base-8", "stage-1-sr-16"]
-    assert manifest["text_encoder"] == {"model": None, "max_length": 128, "padding": "trimmed"}
+    assert manifest["text_encoder"] == {
+        "model": None,
+        "max_length": 128,
+        "padding": "trimmed",
+        "preprocessing": "none",
+        "null_prompt": None,
+    }
     assert manifest["provenance"]["sr-16"][0]["hours"] == 1.0
     for name, stage in zip(manifest["stages"], tiny_stages(), strict=True):
         stored = load_stage(tmp_path / "toy", name)
         for a, b in zip(stored.parameters(), stage.parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+def test_a_stage_of_a_cascade_takes_its_place_beside_runs(runs: list[Path], tmp_path: Path) -> None:
+    import torch
+
+    from cascade.build import load_stage
+
+    put_together(runs, tmp_path / "toy", None, None, "MIT", "float32")
+    put_together([runs[0], tmp_path / "toy" / "stage-1-sr-16"], tmp_path / "new", None, None, "MIT", "bfloat16")
+    manifest = read_manifest(tmp_path / "new")
+    assert manifest["stages"] == ["stage-0-base-8", "stage-1-sr-16"]
+    assert manifest["provenance"]["sr-16"] == read_manifest(tmp_path / "toy")["provenance"]["sr-16"]
+    for a, b in zip(
+        load_stage(tmp_path / "new", "stage-1-sr-16").parameters(), tiny_stages()[1].parameters(), strict=True
+    ):
+        assert torch.equal(a, b.bfloat16())
+    stages = [tmp_path / "toy" / name for name in manifest["stages"]]
+    with pytest.raises(ValueError, match="say it with --text-encoder"):
+        put_together(stages, tmp_path / "again", None, None, "MIT", "float32")
+    put_together(stages, tmp_path / "again", str(tmp_path / "toy"), None, "MIT", "float32")
+    assert read_manifest(tmp_path / "again")["text_encoder"] == read_manifest(tmp_path / "toy")["text_encoder"]
 
 
 def test_what_does_not_fit_is_refused(runs: list[Path], tmp_path: Path, text_encoder: Any) -> None:
@@ -62,7 +89,7 @@ def test_what_does_not_fit_is_refused(runs: list[Path], tmp_path: Path, text_enc
     refused("holds no checkpoint: expected the folder of a run", [tmp_path / "empty"])
     refused("no folder", runs, str(tmp_path / "nowhere"))
     cached = saved(tmp_path / "cached", 0, TextConfig(embeddings="gone"))
-    refused("say with --text-encoder what made them", [cached])
+    refused("say it with --text-encoder", [cached])
     wide = replace(tiny_stages()[0].config.network, text_width=24)
     stage = replace(tiny_stages()[0].config, network=wide)
     from cascade.build import build_stage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from cascade.training.checkpoint import find_checkpoint, read_state
 from cascade.training.config import TrainConfig, differences, load_config, merged
 from cascade.training.cost import training_cost
 from cascade.training.loop import LoopConfig
+from cascade.training.schedule import Budget
+from cascade.training.text import TextConfig
 from pipelines.cli import main
 
 BASE = """
@@ -156,7 +159,43 @@ def test_training_starts_from_a_cascade(made: Path) -> None:
         run(made, "sr", *start[:2])
 
 
-def test_a_dry_run_says_what_it_would_take(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_cascade_says_need_not_be_said_again(made: Path, pipe: Pipeline) -> None:
+    pipe.save_pretrained(made / "toy")
+    (made / "more.toml").write_text(
+        f'start_from = "{made / "toy"}"\n[stage]\nname = "sr-16"\nsampling.steps = 7\n'
+        f'[data]\npath = "{made / "data"}"\n[text]\nencoder = "{made / "toy"}"\n'
+    )
+    config = load_config(made / "more.toml")
+    stored = pipe.cascade.stages[1].config
+    assert config.stage == replace(stored, sampling=replace(stored.sampling, steps=7))
+    assert config.text is not None
+    assert (config.text.max_length, config.text.preprocessing) == (64, "none")
+    with pytest.raises(ValueError, match=r"no stage None: stage\.name is one of base-8, sr-16"):
+        load_config(made / "more.toml", ["stage={}"])
+
+
+def test_captions_from_the_disk_and_prompts_by_the_encoder(made: Path) -> None:
+    embed = ["embed", str(made / "data"), "--text-encoder", str(made / "t5"), "-o", str(made / "cache")]
+    assert main([*embed, "--max-length", "20"]) == 0
+    cached = ("--set", f'text={{ embeddings = "{made / "cache"}" }}', "--set", "budget.minutes=1e-6")
+    assert load_config(made / "base.toml", cached[1::2]).text == TextConfig(
+        embeddings=str(made / "cache"), max_length=20
+    )
+    with pytest.raises(ValueError, match=r"no embedding of the prompt .a red car.: say in text\.encoder what"):
+        run(made, "base", *cached)
+    assert run(made, "base", *cached, "--set", f"text.encoder={made / 't5'}") == 0
+    assert main(["train", str(made / "base.toml"), "-o", str(made / "other"), *cached, "--set", "samples={}"]) == 0
+    with pytest.raises(ValueError, match=r"embedded with max_length 20, and text\.max_length is 30"):
+        run(made, "sr", *cached, "--set", "text.max_length=30")
+    with pytest.raises(ValueError, match=r"they differ in preprocessing"):
+        run(made, "sr", *cached, "--set", f"text.encoder={made / 't5'}", "--set", "text.preprocessing=lower")
+    with pytest.raises(ValueError, match="the null prompt '' needs an encoder"):
+        run(made, "sr", *cached, "--set", 'text.null_prompt=""')
+
+
+def test_a_dry_run_says_what_it_would_take(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(made, "sr", "--dry-run") == 0
     told = capsys.readouterr().out
     assert "trained on 8 x 8 px" in told
@@ -166,6 +205,15 @@ def test_a_dry_run_says_what_it_would_take(made: Path, capsys: pytest.CaptureFix
     with Image.open(made / "sr" / "first-batch.png") as image:
         assert image.size == (64, 8)
     assert "a red car" in (made / "sr" / "first-batch.txt").read_text()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(made, "sr", "--dry-run") == 0
+    assert "in each of 2 processes, 2 images at a time" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")
+    assert run(made, "sr", "--dry-run") == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match="takes 17"):
+        run(made, "sr", "--dry-run", "--set", "stage.network.text_width=17")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +267,11 @@ def test_a_file_may_build_on_a_preset_and_a_recipe(tmp_path: Path, name: str) ->
     assert (config.loop.keep, config.loop.learning_rate) == (3, settings.loop.learning_rate)
     assert config.budget.minutes == 5
     assert decode(TrainConfig, json.loads(json.dumps(encode(config))), "x") == config
+
+
+def test_steps_and_minutes_take_each_others_place(made: Path) -> None:
+    assert load_config(made / "base.toml", ["budget.minutes=3"]).budget == Budget(minutes=3)
+    assert load_config(made / "base.toml", ["budget.minutes=3", "budget.steps=9"]).budget == Budget(steps=9)
 
 
 def test_tables_are_merged_unless_they_are_of_another_type() -> None:

@@ -65,7 +65,7 @@ def _in_one(rank: int, count: int, port: int, errors: Any, function: Callable[..
         PartialState._reset_state()  # another test's
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            world, device = World.join("cpu")
+            world, device = World.join("cpu" if torch.accelerator.is_available() else None)
             assert (world, device) == (World(rank, count), torch.device("cpu"))
             function(world, *args)
             torch.distributed.destroy_process_group()

@@ -141,6 +141,20 @@ def test_a_dropped_caption_is_the_null_embedding_to_the_network() -> None:
     torch.testing.assert_close(*outputs)
 
 
+def test_a_null_prompt_stands_for_a_dropped_caption() -> None:
+    found, null = task(samples=Shapes(text_dropout=0.5)), encode(["the empty prompt of another model"])
+    told = DiffusionTask(found.stage, Shapes(text_dropout=0.5), encode, replace(found.config, batch_size=32), null=null)
+    seen, batch = spied(told), whole(told, 0)
+    told.loss(batch)
+    text, dropped = seen["condition"].text, batch.samples.dropped
+    assert 0 < dropped.sum() < 32
+    for row, out in enumerate(dropped):
+        wanted = null if out else encode([batch.samples.captions[row]])
+        count = int(wanted.mask.sum())
+        assert torch.equal(text.tokens[row, :count], wanted.tokens[0, :count])
+        assert text.mask[row].sum() == count
+
+
 @pytest.mark.parametrize("config", [BASE, SR])
 def test_rows_are_those_of_the_whole_batch(config: StageConfig) -> None:
     """However a batch is split among processes and parts, every image keeps its noise, time, level and caption."""

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from cascade import presets
+from cascade.build import load_config as load_stage_config
 from cascade.config import ConfigError, decode, encode
 from cascade.data.skipped import MAX_SKIPPED
 from cascade.stage import StageConfig
@@ -27,7 +28,9 @@ from cascade.training import recipes
 from cascade.training.diffusion import DiffusionConfig
 from cascade.training.loop import LoopConfig
 from cascade.training.schedule import Budget
-from conditioning.text import Padding
+from cascade.training.text import TextConfig, completed
+from weights.hub import resolve
+from weights.store import read_manifest
 
 
 @dataclass(frozen=True)
@@ -56,23 +59,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TextConfig:
-    """encoder: a T5, as a folder or hub id, that encodes captions while training; embeddings: the folder that `cascade
-    embed` filled, to read instead. With both, they must belong together, and the encoder is for sample prompts.
-    """
-
-    encoder: str | None = None
-    embeddings: str | None = None
-    revision: str | None = None
-    max_length: int = 128
-    padding: Padding = "trimmed"
-
-    def __post_init__(self) -> None:
-        if self.encoder is None and self.embeddings is None:
-            raise ValueError("give an encoder, or the folder of its embeddings")
-
-
-@dataclass(frozen=True)
 class GridConfig:
     """prompts: of the sample grid; without any, captions of held-out images. steps: to draw them in."""
 
@@ -84,7 +70,8 @@ class GridConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """A run of one stage. start_from: a cascade (folder or hub id) whose stage of the same name and network is trained
-    on; None begins anew. trackers: of accelerate, by name; None is tensorboard where it is installed.
+    on, with its config unless the file says otherwise; None begins anew. trackers: of accelerate, by name; None is
+    tensorboard where it is installed.
     """
 
     stage: StageConfig
@@ -116,13 +103,30 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
     whole: dict[str, Any] = {}
     if (preset := data.pop("preset", None)) is not None:
         whole["stage"] = encode(_named(presets, preset, "preset"))
+    elif isinstance(start := data.get("start_from"), str):
+        stage = data.get("stage")
+        _, stored = stored_stage(start, stage.get("name") if isinstance(stage, dict) else None)
+        whole["stage"] = encode(stored)
     if (recipe := data.pop("recipe", None)) is not None:
         settings = _named(recipes, recipe, "recipe")
         whole |= {"diffusion": encode(settings.diffusion), "loop": encode(settings.loop)}
         whole["budget"] = encode(settings.budget)
+    if isinstance(data.get("text"), dict):
+        data["text"] = completed(data["text"])
     if "budget" in data:
         whole.pop("budget", None)  # steps or minutes: one of the two, not both
     return decode(TrainConfig, merged(whole, data), path.name)
+
+
+def stored_stage(cascade: str, stage: str | None) -> tuple[Path, StageConfig]:
+    """The folder of a cascade's stage, and its config. Raises ConfigError, WeightsError."""
+    folder = resolve(cascade)
+    found = {name: load_stage_config(folder, name) for name in read_manifest(folder)["stages"]}
+    for name, config in found.items():
+        if config.name == stage:
+            return folder / name, config
+    names = ", ".join(config.name for config in found.values())
+    raise ConfigError(f"{cascade} has no stage {stage!r}: stage.name is one of {names}")
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +153,8 @@ def _change(data: dict[str, Any], change: str) -> None:
         data = data.setdefault(table, {})
         if not isinstance(data, dict):
             raise ConfigError(f"{change!r}: {table} is no table")
+    if tables == ["budget"]:
+        data.clear()  # steps or minutes: the one given takes the other's place
     data[last] = value
 
 
@@ -164,7 +170,8 @@ def _named(module: ModuleType, name: Any, what: str) -> Any:
 FREE = (
     *(f"loop.{name}" for name in ("accumulation", "parallel", "activation_checkpointing", "compile", "workers")),
     *(f"loop.{name}" for name in ("max_skipped", "log_every", "report_every", "checkpoint_minutes", "keep")),
-    *("budget", "samples", "trackers", "data.path", "text.encoder", "text.embeddings", "start_from"),
+    *("budget", "samples", "stage.sampling", "trackers", "start_from"),
+    *("data.path", "text.encoder", "text.embeddings"),
 )
 
 

@@ -23,7 +23,7 @@ from cascade.schedules import alpha_sigma
 from cascade.stage import Augmentation, Stage, StageConfig
 from cascade.training.metrics import Figures
 from conditioning.embedding_cache import EmbeddingCache
-from conditioning.lowres import augment, blur, downsample, upsample
+from conditioning.lowres import augment, blur, downsample
 from conditioning.text import TextEmbedding
 
 # What a stream of random numbers is for; the keys are part of every run's identity: append, never change.
@@ -114,7 +114,7 @@ class DiffusionTask:
     augmented as at sampling.
 
     encode: of captions, or a cache of their embeddings; None for a stage without text. skips: where items that cannot
-    be used are counted.
+    be used are counted. null: one row that stands for no text; None for zeros with one unmasked position.
     """
 
     def __init__(
@@ -124,9 +124,10 @@ class DiffusionTask:
         encode: Callable[[list[str]], TextEmbedding] | EmbeddingCache | None,
         config: DiffusionConfig,
         skips: SkipLog | None = None,
+        null: TextEmbedding | None = None,
     ) -> None:
         cache = encode if isinstance(encode, EmbeddingCache) else None
-        self.stage, self.config, self.skips = stage, config, skips
+        self.stage, self.config, self.skips, self.null = stage, config, skips, null
         self.encode = None if cache is not None else encode
         self.model: Denoiser = stage.denoiser
         self.batch_size = config.batch_size
@@ -164,13 +165,13 @@ class DiffusionTask:
         if self.encode is not None:
             text = self.encode(batch.samples.captions)
         if text is not None:
-            text = _drop(text.to(x0.device), batch.samples.dropped.to(x0.device))
+            text = _drop(text.to(x0.device), batch.samples.dropped.to(x0.device), self.null)
         if self.stage.config.low_resolution is None:
             return Condition(text)
         height, width = x0.shape[-2:]
         vertical, horizontal = self.stage.scale
         small = downsample(x0, (round(height / vertical), round(width / horizontal)))
-        low_res = upsample(small, (height, width))
+        low_res = self.stage.enlarged(small, (height, width))
         augmentation = self.stage.config.augmentation
         if augmentation is None or batch.level_noise is None:
             return Condition(text, low_res)
@@ -180,12 +181,15 @@ class DiffusionTask:
         return Condition(text, augment(low_res, logsnr, batch.level_noise.to(x0.device)), logsnr)
 
 
-def _drop(text: TextEmbedding, dropped: Tensor) -> TextEmbedding:
-    """The null embedding in the rows where ``dropped`` (B,) is True: zeros with one unmasked position."""
-    first = torch.zeros_like(text.mask)
-    first[:, 0] = True
-    mask = torch.where(dropped[:, None], first, text.mask)
-    return TextEmbedding(text.tokens.masked_fill(dropped[:, None, None], 0), mask, text.padding)
+def _drop(text: TextEmbedding, dropped: Tensor, null: TextEmbedding | None) -> TextEmbedding:
+    """The null embedding in the rows where ``dropped`` (B,) is True."""
+    if null is None:
+        mask = torch.zeros_like(text.mask[:1])
+        mask[:, 0] = True
+        null = TextEmbedding(torch.zeros_like(text.tokens[:1]), mask, text.padding)
+    both = TextEmbedding.cat([text, null.to(text.tokens.device, text.tokens.dtype)])
+    rows = torch.where(dropped, len(text), torch.arange(len(text), device=dropped.device))
+    return TextEmbedding(both.tokens[rows], both.mask[rows], text.padding)
 
 
 def _by_quartile(time: Tensor, error: Tensor) -> Figures:

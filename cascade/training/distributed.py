@@ -48,7 +48,9 @@ class World:
             raise ValueError(f"device is {device!r}, and torch {torch.__version__} finds no GPU; leave it out")
         from accelerate import PartialState
 
-        state = PartialState(cpu=device == "cpu", timeout=timedelta(hours=1))
+        # Without an accelerator, processes find each other only if the CPU is asked for.
+        cpu = device == "cpu" or not torch.accelerator.is_available()
+        state = PartialState(cpu=cpu, timeout=timedelta(hours=1))
         chosen = torch.device(str(state.device) if device in (None, "cuda") else device)
         if chosen.type == "cpu":
             chosen = torch.device("cpu")  # not cpu:0
@@ -103,7 +105,6 @@ def spread(model: nn.Module, world: World, parallel: Parallel, *, bf16: bool) ->
         return nn.parallel.DistributedDataParallel(
             inside,
             device_ids=None if device.type == "cpu" else [device],
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
     from torch.distributed.device_mesh import init_device_mesh

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cascade.build import build_stage, load_config, load_stage
+from cascade.build import build_stage, load_stage
 from cascade.config import encode
 from cascade.data.samples import Sample, TrainingSet
 from cascade.data.skipped import SkipLog, TooManySkipped
@@ -18,7 +18,7 @@ from cascade.data.source import ImageSource, hold_out, open_source
 from cascade.data.transform import Transform
 from cascade.stage import Stage, StageConfig
 from cascade.training.checkpoint import find_checkpoint, read_state
-from cascade.training.config import TrainConfig, differences
+from cascade.training.config import TrainConfig, differences, stored_stage
 from cascade.training.cost import training_cost
 from cascade.training.diffusion import DiffusionTask
 from cascade.training.distributed import World
@@ -26,10 +26,8 @@ from cascade.training.loop import Loop
 from cascade.training.metrics import Console, Reporter, tracker_names, trackers
 from cascade.training.samples import draw, save_sheet
 from cascade.training.schedule import Progress
-from conditioning.embedding_cache import EmbeddingCache, EncoderIdentity
-from conditioning.text import TextEmbedding, TextEncoder
-from weights.hub import resolve
-from weights.store import atomic_write, read_manifest
+from cascade.training.text import Text, open_text
+from weights.store import atomic_write
 
 SHOWN = 16  # pictures of a base's sample grid without prompts; a quarter as many of super-resolution
 
@@ -41,15 +39,18 @@ class Run:
         self, config: TrainConfig, folder: Path, device: str | None = None, *, accept_changes: bool = False
     ) -> None:
         self.config, self.folder = config, folder
-        check_same(config, folder, accept_changes)
+        if not accept_changes:
+            check_same(encode(config), folder, ", or pass --accept-changes to go on with it so")
         self.training, self.held_out = open_data(config)
         self.world, self.device = World.join(device)
-        self.encode = open_text(config, self.device)
+        text = None if config.text is None else open_text(config.text, self.device)
+        check_width(config, text)
+        self.captions, self.null = (text.captions, text.null) if text is not None else (None, None)
         torch.manual_seed(config.diffusion.seed)
         self.stage = first_stage(config).to(self.device)
         folder.mkdir(parents=True, exist_ok=True)
         skips = SkipLog(folder / _of(self.world, "skipped.jsonl"), len(self.training.source), config.data.max_skipped)
-        self.task = DiffusionTask(self.stage, self.training, self.encode, config.diffusion, skips)
+        self.task = DiffusionTask(self.stage, self.training, self.captions, config.diffusion, skips, self.null)
         settings = encode(config)
         reporters: list[Reporter] = []
         if self.world.main:
@@ -65,7 +66,7 @@ class Run:
             flops=cost.flops * config.diffusion.batch_size,
             reporters=reporters,
         )
-        self.grid = self._grid()
+        self.grid = self._grid(text)
 
     def __call__(self) -> Progress:
         """Train to the end of the budget, taking up what is there. Raises Interrupted and Diverged (see Loop.run)."""
@@ -90,11 +91,11 @@ class Run:
         if self.held_out is None:
             return {}
         config = replace(self.config.diffusion, seed=self.config.diffusion.seed + 1)
-        task = DiffusionTask(self.stage, self.held_out, self.encode, config)
+        task = DiffusionTask(self.stage, self.held_out, self.captions, config, null=self.null)
         steps = -(-self.config.data.held_out // config.batch_size)
         return {"validation_loss": self.loop.evaluate(task, steps)}
 
-    def _grid(self) -> Callable[[], torch.Tensor]:
+    def _grid(self, text: Text | None) -> Callable[[], torch.Tensor]:
         """What draws the sample grid. Prompts are encoded now: one that cannot be is found out before training."""
         prompts, truth = list(self.config.samples.prompts), None
         enlarges = self.config.stage.low_resolution is not None
@@ -103,24 +104,25 @@ class Run:
             samples: list[Sample] = [shown[i] for i in range(SHOWN // 4 if enlarges else SHOWN)]
             prompts = [sample.caption for sample in samples]
             truth = torch.stack([sample.image for sample in samples]).float() / 127.5 - 1 if enlarges else None
-        text = None if self.encode is None else self.encode(prompts)
-        steps = self.config.samples.steps
-        return lambda: draw(self.stage, prompts, text, truth=truth, steps=steps)
+        told = None if text is None else text.prompts(prompts)
+        null, steps = self.null, self.config.samples.steps
+        return lambda: draw(self.stage, prompts, told, null, truth=truth, steps=steps)
 
 
-def check_same(config: TrainConfig, folder: Path, accept_changes: bool) -> None:
-    """Raise ValueError, naming what differs, if the folder holds a run of another config."""
+def check_same(settings: Mapping[str, Any], folder: Path, otherwise: str = "") -> None:
+    """Raise ValueError, naming what differs, if the folder holds a run of other settings. otherwise: the remedy, beside
+    another folder.
+    """
     found = find_checkpoint(folder)
-    if found is None or accept_changes:
+    if found is None:
         return
     before = read_state(found)["config"]
     if before is None:
-        raise ValueError(f"{found} does not say what made it; choose another folder, or pass --accept-changes")
-    changed = differences(before, encode(config))
+        raise ValueError(f"{found} does not say what made it: choose another folder{otherwise}")
+    changed = differences(before, settings)
     if changed:
         raise ValueError(
-            f"{folder} holds a run of another configuration ({'; '.join(changed)}): choose another folder, or pass "
-            "--accept-changes to go on with it so"
+            f"{folder} holds a run of another configuration ({'; '.join(changed)}): choose another folder{otherwise}"
         )
 
 
@@ -143,50 +145,28 @@ def open_data(config: TrainConfig) -> tuple[TrainingSet, TrainingSet | None]:
     return training, TrainingSet(unseen, centred, seed=seed, text_dropout=0.0)
 
 
-def open_text(
-    config: TrainConfig, device: torch.device
-) -> Callable[[list[str]], TextEmbedding] | EmbeddingCache | None:
-    """The text encoder, or the cache of its embeddings, of the width that the network takes."""
-    text = config.text
-    if text is None:
-        return None
-    encoder = None
-    if text.encoder is not None:
-        encoder = TextEncoder.from_pretrained(
-            text.encoder, revision=text.revision, max_length=text.max_length, padding=text.padding
-        )
-    found: TextEncoder | EmbeddingCache
-    if text.embeddings is not None:
-        identity = None if encoder is None else EncoderIdentity.of(encoder, str(text.encoder), text.revision)
-        found = EmbeddingCache(text.embeddings, identity)
-        width = found.identity.width
-    else:
-        assert encoder is not None, "TextConfig asks for one of the two"
-        found, width = encoder.to(device), encoder.width
-    if width != config.stage.network.text_width:
+def check_width(config: TrainConfig, text: Text | None) -> None:
+    """Raise ValueError unless the text is as wide as the network takes it."""
+    wanted = config.stage.network.text_width
+    if text is not None and text.width != wanted:
         raise ValueError(
-            f"the text is {width} wide and the network of {config.stage.name!r} takes "
-            f"{config.stage.network.text_width}: set stage.network.text_width={width}, or take another encoder"
+            f"the text is {text.width} wide and the network of {config.stage.name!r} takes {wanted}: set "
+            f"stage.network.text_width={text.width}, or take another encoder"
         )
-    return found
 
 
 def first_stage(config: TrainConfig) -> Stage:
     """New weights, or those of the cascade that is started from."""
     if config.start_from is None:
         return build_stage(config.stage)
-    folder = resolve(config.start_from)
-    for name in read_manifest(folder)["stages"]:
-        stored: StageConfig = load_config(folder, name)
-        if stored.name == config.stage.name:
-            for what in ("network", "prediction", "learned_variance"):
-                if getattr(stored, what) != getattr(config.stage, what):
-                    raise ValueError(f"the {what} of {config.start_from}'s stage {stored.name!r} is another one")
-            stage = load_stage(folder, name, torch.float32).train()
-            stage.config = config.stage
-            stage.denoiser = build_like(stage, config.stage)
-            return stage
-    raise ValueError(f"{config.start_from} has no stage {config.stage.name!r}")
+    folder, stored = stored_stage(config.start_from, config.stage.name)
+    for what in ("network", "prediction", "learned_variance"):
+        if getattr(stored, what) != getattr(config.stage, what):
+            raise ValueError(f"the {what} of {config.start_from}'s stage {stored.name!r} is another one")
+    stage = load_stage(folder.parent, folder.name, torch.float32).train()
+    stage.config = config.stage
+    stage.denoiser = build_like(stage, config.stage)
+    return stage
 
 
 def build_like(stage: Stage, config: StageConfig) -> Any:

@@ -18,12 +18,18 @@ from conditioning.text import TextEmbedding
 
 @torch.no_grad()
 def draw(
-    stage: Stage, prompts: Sequence[str], text: TextEmbedding | None, *, truth: Tensor | None = None, steps: int = 16
+    stage: Stage,
+    prompts: Sequence[str],
+    text: TextEmbedding | None,
+    null: TextEmbedding | None = None,
+    *,
+    truth: Tensor | None = None,
+    steps: int = 16,
 ) -> Tensor:
     """A picture per prompt, from seeds 0, 1, ...; (R B) 3 H W in [-1, 1].
 
-    text: of the prompts. truth: B 3 H W in [-1, 1], which a super-resolution stage gets reduced; the result then is its
-    input (bicubic), output and truth, in this order.
+    text: of the prompts; null: one row for no text, None for zeros. truth: B 3 H W in [-1, 1], which a super-resolution
+    stage gets reduced; the result then is its input (bicubic), output and truth, in this order.
     """
     config, count = stage.config, len(prompts)
     size, low_res = config.resolution, None
@@ -32,10 +38,10 @@ def draw(
         truth = truth.to(stage.device)
         size = (truth.shape[-2], truth.shape[-1])
         low_res = downsample(truth, (round(size[0] / stage.scale[0]), round(size[1] / stage.scale[1])))
-    null = None
     if text is not None:
         text = text.to(stage.device)
-        null = TextEmbedding.null(count, text.width, padding=text.padding, device=stage.device, dtype=text.tokens.dtype)
+        null = TextEmbedding.null(1, text.width, padding=text.padding) if null is None else null
+        null = null.to(stage.device, text.tokens.dtype).repeat_interleave(count)
     sampling = config.sampling.override(steps=steps)
     run = stage.sample(Draws(range(count), 0), size, text=text, null=null, low_res=low_res, sampling=sampling)
     images = deque(run, maxlen=1)[0].z
