@@ -1,31 +1,47 @@
 """The shipped toybox detector: reads true renders, refuses what it cannot read, and is stored safely."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cascade.data.toybox.materials import MATERIALS
+from cascade.data.toybox.nouns import NOUNS
 from cascade.data.toybox.render import render
 from cascade.data.toybox.scene import sample_scene
-from pipelines.evaluation.detector.corruptions import blur, coarsen, jpeg, noise
+from pipelines.evaluation.detector.augmentation import melt, roughen
+from pipelines.evaluation.detector.corruptions import blur, coarsen, jpeg, noise, smooth_noise, warp
 from pipelines.evaluation.detector.data import (
     FIELDS,
+    MISSHAPEN_SEED,
     ROOM,
     SHARD,
     Crops,
     Pictures,
     bare,
     draw_crops,
+    draw_misshapen,
     draw_pictures,
     heart,
+    seated,
     shard,
     things_of,
+    to_images,
+    usual,
 )
+from pipelines.evaluation.detector.misshapen import known, misshape
 from pipelines.evaluation.detector.network import CONFIG, CROP, FOLDER, SEEN, SIZE, TENSORS, Detector, DetectorConfig
-from pipelines.evaluation.detector.training import MaterialTask, Targets, WhatAndWhereTask, choose_threshold
+from pipelines.evaluation.detector.training import (
+    MaterialTask,
+    Targets,
+    WhatAndWhereTask,
+    choose_threshold,
+)
 from pipelines.evaluation.detector.validation import draw, find, mistakes, right_shares
+from pipelines.evaluation.judge import UNCLEAR
 from pipelines.evaluation.suite import TOYBOX, read_suite
 from weights import WeightsError
 
@@ -93,6 +109,23 @@ def test_nothing_is_found_where_nothing_is(detector):
     grain = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     flat = torch.zeros(1, 3, SIZE, SIZE)
     assert detector.find(torch.cat([ground, grain, flat])) == [[]] * 7
+
+
+def test_lumps_are_no_toys(detector, drawn):
+    """True renders warped beyond recognition: hardly any is still right, though all were."""
+    images = torch.stack([each.pixels for each in drawn]).float() / 127.5 - 1
+    waves = smooth_noise(len(images), 2, 9, SIZE, torch.Generator().manual_seed(0))
+    found = [detector.find(warp(images, amount * waves)) for amount in (2.0, 16.0)]
+    slightly, badly = (np.mean(list(right_shares(drawn, each).values())) for each in found)
+    assert slightly >= 0.6
+    assert badly <= 0.1
+    assert UNCLEAR in [thing.noun for things in found[1] for thing in things]
+
+
+def test_a_noun_that_is_not_sure_enough_is_unclear(detector, images):
+    strict = Detector(replace(detector.config, clear=1 - 1e-6))
+    strict.load_state_dict(detector.state_dict())
+    assert {thing.noun for things in strict.find(images) for thing in things} == {UNCLEAR}
 
 
 def test_other_images_of_the_batch_do_not_matter(detector, images):
@@ -182,6 +215,7 @@ def test_a_missing_file_is_named(tmp_path):
     ("change", "message"),
     [
         ({"threshold": 2.0}, "threshold 2.0: expected a score"),
+        ({"clear": 0.0}, "clear 0.0: expected a score"),
         ({"fine": [63, 2]}, "fine .*63.*multiple of 16"),
         ({"depth": 3}, "unknown key 'depth'"),
         ({"nouns": ["cube"]}, "nouns .*train the detector anew"),
@@ -219,6 +253,90 @@ def test_targets_describe_the_nearest_thing():
     nothing = Targets.of(torch.full_like(things, torch.nan))
     assert nothing.heart.max() < 1e-6
     assert nothing.weight.max() == 0
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    drawn = draw_pictures(usual, 1, 25)
+    return to_images(drawn.pixels[1:]), torch.from_numpy(drawn.things[1:])  # the first is of the bare ground
+
+
+FORM = FIELDS.index("form")
+
+
+def test_melting_is_a_function_of_its_arguments(pictures):
+    images, things = pictures
+    for first, again in zip(*(melt(images, things, np.random.default_rng(1)) for _ in range(2)), strict=True):
+        assert torch.equal(first.nan_to_num(), again.nan_to_num())
+    assert things[..., FORM].nanmean() == 1  # as they were
+
+
+def test_what_melts_more_is_less_well_formed(pictures):
+    images, things = pictures
+    melted, told = melt(images, things, np.random.default_rng(0))
+    changed = (melted - images).abs().mean(dim=(1, 2, 3))
+    form = told[..., FORM].nan_to_num(nan=1.0).amin(dim=1)
+    assert told[..., FORM].nan_to_num().min() >= 0
+    assert told[..., FORM].nan_to_num().max() <= 1
+    assert form[changed.argsort()[:8]].mean() > form[changed.argsort()[-8:]].mean() + 0.3
+    others = [i for i, name in enumerate(FIELDS) if name not in ("form", "right", "down")]
+    assert torch.equal(told[..., others].nan_to_num(), things[..., others].nan_to_num())
+
+
+def test_hearts_move_with_the_warp(pictures):
+    """Where a dot was painted on every heart, it is found at the melted heart."""
+    _, things = pictures
+    dots, at = torch.full((len(things), 3, SEEN, SEEN), -1.0), FIELDS.index("right")
+    centre = lambda i, told: ((told[i, 0, at : at + 2] + 1) * (SEEN / 2)).tolist()  # noqa: E731
+    for i in range(len(dots)):
+        x, y = (int(v) for v in centre(i, things))
+        dots[i, :, y - 1 : y + 2, x - 1 : x + 2] = 1.0
+    melted, told = melt(dots, things, np.random.default_rng(0))
+    moved = 0
+    for i in range(len(dots)):
+        if told[i, 0, FORM] < 0.3:  # smeared, or torn
+            continue
+        seen = ((melted[i, 0] + 1) > 0.5).nonzero().float().flip(1)  # x, y
+        distance = (seen - torch.tensor(centre(i, told))).norm(dim=1)
+        assert distance.min() < 3
+        moved += centre(i, told) != centre(i, things)
+    assert moved >= 5
+
+
+def test_misshapen_nouns_are_other_nouns():
+    rng = np.random.default_rng(0)
+    for name in NOUNS:
+        assert any(misshape(name, rng).parts != NOUNS[name].parts for _ in range(3))
+    with known({"lump": misshape("castle", rng)}):
+        assert "lump" in NOUNS
+    assert "lump" not in NOUNS
+
+
+def test_misshapen_pictures_tell_how_much_is_wrong():
+    drawn = draw_misshapen(0, 10)
+    true = [usual(i, MISSHAPEN_SEED) for i in range(10)]
+    form = drawn.things[..., FORM]
+    differs = (drawn.pixels != ((render(true, SEEN) + 1) * 127.5).round().byte().numpy()).mean(axis=(1, 2, 3))
+    least = np.nanmin(form, axis=1)
+    assert (least[differs == 0] == 1).all()
+    assert least[differs.argmax()] < 0.3
+    assert list(NOUNS)[-1] == "bottle"  # none of the misshapen ones has stayed
+
+
+def test_chairs_carry_something():
+    for i in range(8):
+        nouns = [thing.look.noun for thing in seated(i).things]
+        assert "chair" in nouns[1:]
+
+
+def test_roughened_crops_are_of_no_material(pictures):
+    crops = torch.zeros(64, 3, CROP, CROP) + torch.linspace(-1, 1, CROP)
+    materials = torch.arange(64) % len(MATERIALS)
+    rough, told = roughen(crops, materials, np.random.default_rng(0))
+    changed = (rough != crops).flatten(1).any(dim=1)
+    assert torch.equal(changed, told == len(MATERIALS))
+    assert torch.equal(told[~changed], materials[~changed])
+    assert {MATERIALS[m] for m in materials[changed].tolist()} == {"plain", "brick", "denim", "tile", "checker"}
 
 
 @pytest.fixture
@@ -262,6 +380,13 @@ def test_corruptions_keep_a_flat_picture(drawn):
     assert noisy[1].std().item() == pytest.approx(0.1, rel=0.05)
 
 
+def test_warps_take_pixels_from_elsewhere(images):
+    still = torch.zeros(2, 2, SIZE, SIZE)
+    assert torch.allclose(warp(images[:2], still), images[:2], atol=1e-3)
+    still[:, 0] = 3.0
+    assert torch.allclose(warp(images[:2], still)[..., :-3], images[:2, ..., 3:], atol=1e-3)
+
+
 def test_blur_zero_leaves_an_image_as_it_is(images):
     blurred = blur(images[:2], torch.tensor([0.0, 1.0]))
     assert torch.allclose(blurred[0], images[0], atol=1e-5)
@@ -284,6 +409,6 @@ def test_shards_are_drawn_once_and_read_after(tmp_path):
 
 
 def test_the_first_picture_is_of_the_bare_ground():
-    pictures = draw_pictures(1, 0, 2, {"stack": 1.0})
+    pictures = draw_pictures(lambda index: sample_scene(1, index, {"stack": 1.0}), 0, 2)
     assert np.isnan(pictures.things[0]).all()
     assert (~np.isnan(pictures.things[1, :, 0])).sum() == 3

@@ -13,7 +13,7 @@ import pytest
 from cascade.data.toybox import COLOURS, MATERIALS, NOUNS, Description, Look, Scene, sample_scene
 from cascade.data.toybox.description import KINDS, SIZES
 from cascade.data.toybox.scene import usual_bulks
-from pipelines.evaluation.judge import ALIGNED, DEPTH, HEIGHT, SIDE, Found, Verdict, judge, size_class
+from pipelines.evaluation.judge import ALIGNED, DEPTH, HEIGHT, SIDE, UNCLEAR, Found, Verdict, judge, size_class
 
 RIGHT = Verdict()
 
@@ -177,6 +177,13 @@ def test_bound_is_nouns_in_their_colours() -> None:
     assert judge(asked, mixed).wrong == ("colour",)
     assert not judge(asked, mixed).bound
     assert not judge(asked, [cube]).bound
+
+
+def test_unclear_is_wrong_wherever_it_is_asked_about() -> None:
+    asked = Description((Look("cube", "red", material="wood"),))
+    assert judge(asked, [Found(UNCLEAR, "red", "wood", (0, 0, 0), 1.05)]).wrong == ("noun",)
+    assert judge(asked, [Found("cube", "red", UNCLEAR, (0, 0, 0), 1.05)]).wrong == ("material",)
+    assert judge(Description((Look("cube", "red"),)), [Found("cube", "red", UNCLEAR, (0, 0, 0), 1.05)]).right
 
 
 def test_another_prompt_is_hardly_ever_right() -> None:

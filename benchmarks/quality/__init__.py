@@ -9,5 +9,6 @@ python -m benchmarks.quality copies              are samples copies of training 
 python -m benchmarks.quality detector            the judge's eyes, on true renders
 python -m benchmarks.quality label               images to label by eye
 python -m benchmarks.quality judge               the judge itself, against images labelled by eye
+python -m benchmarks.quality teach LABELS        adds images judged by eye to what the detector learns from
 python -m benchmarks.quality report              writes docs/quality.md from what is stored
 """

@@ -4,7 +4,19 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.quality import copies, curve, detector, gallery, guidance, judge, label, report, suite, super_resolution
+from benchmarks.quality import (
+    copies,
+    curve,
+    detector,
+    gallery,
+    guidance,
+    judge,
+    label,
+    lessons,
+    report,
+    suite,
+    super_resolution,
+)
 from benchmarks.quality.drawing import Setting
 
 Options = tyro.conf.OmitArgPrefixes[Setting]
@@ -34,6 +46,10 @@ def draw_to_label(setting: Options) -> None:
     label.prepare(setting)
 
 
+def teach(labels: tyro.conf.Positional[Path]) -> None:
+    lessons.teach(labels)
+
+
 def draw_gallery(setting: Options) -> None:
     gallery.draw(setting)
 
@@ -49,6 +65,7 @@ if __name__ == "__main__":
         "detector": detector.measure,
         "label": draw_to_label,
         "judge": judge.measure,
+        "teach": teach,
         "report": report.write,
     }
     tyro.extras.subcommand_cli_from_dict(commands)

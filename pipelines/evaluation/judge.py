@@ -16,11 +16,15 @@ from cascade.data.toybox.shapes import Vec3
 
 # World units (scene.py). Scenes keep well clear of them: things side by side are 0.57 or more apart, in depth 0.9.
 SIDE, DEPTH, HEIGHT, ALIGNED = 0.25, 0.4, 0.15, 0.45
+UNCLEAR = "unclear"  # the noun of a thing too misshapen to be any, the material of one whose texture is mere grain
 
 
 @dataclass(frozen=True)
 class Found:
-    """A thing that was seen: what it looks like, where its foot stands (world units), how bulky it is, how sure."""
+    """A thing that was seen: what it looks like, where its foot stands (world units), how bulky it is, how sure.
+
+    noun and material may be UNCLEAR, which is wrong whatever was asked for.
+    """
 
     noun: str
     colour: str

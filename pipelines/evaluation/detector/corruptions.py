@@ -1,4 +1,4 @@
-"""Ways to spoil a picture, as imperfect generation and storage do: blur, noise, JPEG, few pixels.
+"""Ways to spoil a picture, as imperfect generation and storage do: blur, noise, JPEG, few pixels, a warp.
 
 B 3 H W, RGB in [-1, 1]; pure functions of their arguments.
 """
@@ -48,3 +48,18 @@ def coarsen(images: Tensor, size: int) -> Tensor:
     """Down to size px by averaging over areas, and bicubically up again."""
     small = F.interpolate(images, size, mode="area")
     return F.interpolate(small, images.shape[-2:], mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+def smooth_noise(count: int, channels: int, cells: int, side: int, generator: torch.Generator) -> Tensor:
+    """count channels side side: of unit variance, wavy on the scale of side / cells pixels."""
+    grain = torch.randn(count, channels, cells, cells, generator=generator)
+    field = F.interpolate(grain, side, mode="bicubic", align_corners=True)
+    return field / field.std(dim=(1, 2, 3), keepdim=True)
+
+
+def warp(images: Tensor, away: Tensor) -> Tensor:
+    """Each pixel from the place `away` (B 2 H W, x right and y down, in pixels) from its own."""
+    height, width = images.shape[-2:]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    at = torch.stack([x, y], dim=-1) + away.permute(0, 2, 3, 1) * torch.tensor([2 / (width - 1), 2 / (height - 1)])
+    return F.grid_sample(images, at, mode="bilinear", padding_mode="border", align_corners=True)

@@ -1,7 +1,8 @@
 """The toybox detector: what stands where in a picture, so that a prompt's verdict (judge.py) needs no person.
 
 One network of two parts. What-and-where reads the picture at 128 px: a map of 16 x 16 cells says where the hearts of
-things are (data.py; Zhou et al. 2019, "Objects as Points") and for each its noun, colour, place and bulk.
+things are (data.py; Zhou et al. 2019, "Objects as Points") and for each its noun, colour, place and bulk, and how
+well-formed it is: a lump is no toy, however much like one toy rather than the others it may look.
 Material reads 64 x 64 pixels about each heart at the picture's full 256 px, the only scale at which textures show.
 
 B images, T things found in all of them, C channels, H W cells or pixels.
@@ -22,7 +23,7 @@ from cascade.config import ConfigError, decode, encode
 from cascade.data.toybox.description import COLOURS
 from cascade.data.toybox.materials import MATERIALS
 from cascade.data.toybox.nouns import NOUNS
-from pipelines.evaluation.judge import Found
+from pipelines.evaluation.judge import UNCLEAR, Found
 from weights import EMBEDDED_DETECTOR, WeightsError, atomic_write, check_tensors
 
 SIZE = 256  # px, the side of the pictures that are judged
@@ -37,20 +38,23 @@ SAME = 1.0  # cells; nearer hearts are one
 GROUP = 16  # channels that are normalized together
 
 # What each cell says, in the order of its channels. heart: whether one is here; offset: from the cell's middle to the
-# heart, in cells, x right and y down; place: of the foot, world units.
-HEADS = {"heart": 1, "noun": len(NOUNS), "colour": len(COLOURS), "place": 3, "log_bulk": 1, "offset": 2}
+# heart, in cells, x right and y down; place: of the foot, world units; form: how little of it is misshapen.
+HEADS = {"heart": 1, "noun": len(NOUNS), "colour": len(COLOURS), "place": 3, "log_bulk": 1, "offset": 2, "form": 1}
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
     """fine, coarse: (channels, residual blocks) of what-and-where at 4 and at 8 px of SEEN; material: the same at 4 and
-    8 px of SIZE. threshold: the least score of what counts as found. The names are the meaning of the outputs."""
+    8 px of SIZE. threshold: the least score of what counts as found. clear: the least product of that score, of how
+    well-formed a thing is and of how surely it is its noun; below it, the noun is UNCLEAR. The names are the meaning
+    of the outputs."""
 
     fine: tuple[int, int] = (64, 2)
     coarse: tuple[int, int] = (112, 4)
     material_fine: tuple[int, int] = (48, 2)
     material_coarse: tuple[int, int] = (80, 1)
     threshold: float = 0.4
+    clear: float = 0.35  # chosen on generated images labelled by eye, others than those the judge is tried by
     nouns: tuple[str, ...] = tuple(NOUNS)
     colours: tuple[str, ...] = tuple(COLOURS)
     materials: tuple[str, ...] = MATERIALS
@@ -62,8 +66,9 @@ class DetectorConfig:
                 raise ValueError(
                     f"{name} {channels, blocks}: expected a multiple of {GROUP} channels and 0 blocks or more"
                 )
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold {self.threshold}: expected a score between 0 and 1")
+        for name in ("threshold", "clear"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: expected a score between 0 and 1")
         for name, world in (("nouns", tuple(NOUNS)), ("colours", tuple(COLOURS)), ("materials", MATERIALS)):
             if getattr(self, name) != world:
                 raise ValueError(
@@ -110,7 +115,7 @@ class WhatAndWhere(nn.Module):
         nn.init.constant_(self.heads.bias[:1], -4.0)  # hearts are rare: start from there
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """B 3 SEEN SEEN in [-1, 1] -> for each of HEADS, B GRID GRID C; hearts, nouns and colours as logits."""
+        """B 3 SEEN SEEN in [-1, 1] -> for each of HEADS, B GRID GRID C; hearts, nouns, colours and forms as logits."""
         out = self.heads(self.features(pictures)).float().permute(0, 2, 3, 1)
         return dict(zip(HEADS, out.split(list(HEADS.values()), dim=-1), strict=True))
 
@@ -127,11 +132,14 @@ class Material(nn.Module):
         super().__init__()
         cells = CROP // 8
         self.trunk = trunk(3, config.material_fine, config.material_coarse)
-        self.heads = nn.Conv2d(config.material_coarse[0], 1 + len(MATERIALS), 1)
+        self.heads = nn.Conv2d(config.material_coarse[0], 1 + len(MATERIALS) + 1, 1)
         self.nearness = nn.Parameter(torch.zeros(cells, cells))  # neighbours of the thing are in the crop's corners
 
     def forward(self, crops: Tensor) -> Tensor:
-        """T 3 CROP CROP in [-1, 1] -> T C logits: a mean over cells, each weighed by how much it has to say."""
+        """T 3 CROP CROP in [-1, 1] -> T C logits, of MATERIALS and of none of them.
+
+        They are a mean over cells, each weighed by how much it has to say.
+        """
         # Textures are faint beside colours and shapes, and nothing is learned of them without this (measured).
         smooth = F.avg_pool2d(crops, 5, stride=1, padding=2, count_include_pad=False)
         details = 4.0 * (crops - smooth).contiguous(memory_format=torch.channels_last)
@@ -169,7 +177,10 @@ class Detector(nn.Module):
         return found
 
     def _find(self, images: Tensor) -> list[list[Found]]:
-        maps = self.what_and_where(F.avg_pool2d(images, SIZE // SEEN))
+        pictures = F.avg_pool2d(images, SIZE // SEEN)
+        maps = self.what_and_where(pictures)
+        mirrored = self.what_and_where(pictures.flip(-1))["form"].flip(2)
+        maps["form"] = (maps["form"] + mirrored) / 2  # forms are the hardest to tell, and a mirror does not change them
         score, peak = hearts(maps)
         image, row, column = (peak & (score >= self.config.threshold)).nonzero(as_tuple=True)  # T each
         at = {name: value[image, row, column] for name, value in maps.items()}  # T C
@@ -181,14 +192,17 @@ class Detector(nn.Module):
         order = score[image, row, column].argsort(descending=True).tolist()
         for i in order:
             x, y, z = at["place"][i].tolist()
+            sure, noun = at["noun"][i].softmax(dim=0).max(dim=0)
+            there, formed = float(at["heart"][i].sigmoid()), float(at["form"][i].sigmoid())
+            clear = there * formed * float(sure) >= self.config.clear
             found[int(image[i])].append(
                 Found(
-                    noun=self.config.nouns[int(at["noun"][i].argmax())],
+                    noun=self.config.nouns[int(noun)] if clear else UNCLEAR,
                     colour=self.config.colours[int(at["colour"][i].argmax())],
-                    material=self.config.materials[materials[i]],
+                    material=(*self.config.materials, UNCLEAR)[materials[i]],
                     position=(x, y, z),
                     bulk=math.exp(float(at["log_bulk"][i])),
-                    score=float(at["heart"][i].sigmoid()),
+                    score=there,
                 )
             )
         return found

@@ -1,4 +1,4 @@
-"""Trains the toybox detector: `python -m pipelines.evaluation.detector.training --minutes 30`.
+"""Trains the toybox detector: `python -m pipelines.evaluation.detector.training --minutes 90`.
 
 Run again, it goes on where it was. B batch, T things at most in a scene, H W cells.
 """
@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cascade.data.toybox.scene import Scene
 from cascade.training.loop import Loop, LoopConfig
 from cascade.training.schedule import Budget
-from pipelines.evaluation.detector.corruptions import blur, coarsen, jpeg, noise
+from pipelines.evaluation.detector.augmentation import CROPS, PICTURES, clouds, melt, roughen, spoil
 from pipelines.evaluation.detector.data import (
-    CROWDED,
-    CROWDED_SEED,
     FIELDS,
     ROOM,
     TRAINING_SEED,
@@ -28,16 +27,20 @@ from pipelines.evaluation.detector.data import (
     Crops,
     Pictures,
     S,
+    crowded,
     draw_crops,
+    draw_misshapen,
     draw_pictures,
+    seated,
     shard,
     to_images,
+    usual,
 )
+from pipelines.evaluation.detector.lessons import read_lessons
 from pipelines.evaluation.detector.network import (
     CROP,
     FOLDER,
     GRID,
-    SEEN,
     Detector,
     DetectorConfig,
     Material,
@@ -46,56 +49,10 @@ from pipelines.evaluation.detector.network import (
 )
 
 LOOP = LoopConfig(learning_rate=2e-3, warmup_steps=100, decay=0.5, ema_decay=0.998, checkpoint_minutes=2.0)
-MATERIAL_SHARE = 0.2  # of the training time
+LESSONS = Path("docs/quality/lessons")
+LESSON_TIMES = 12  # lessons are few, and shown as often as this many shards
+MATERIAL_SHARE = 0.14  # of the training time
 NEAR = 1.5  # cells about a heart that learn to describe its thing
-
-
-@dataclass(frozen=True)
-class Spoiling:
-    """Chances, and the largest amounts, of what spoils pictures; blur in pixels, JPEG's quality its lowest."""
-
-    blur: tuple[float, float]
-    noise: tuple[float, float]
-    jpeg: tuple[float, int]
-    coarse: tuple[float, int]
-    light: float
-
-
-# At 128 px a blur is half as wide as at 256 px, and noise half as strong. Textures must stay readable in the crops.
-PICTURES = Spoiling(blur=(0.4, 1.3), noise=(0.5, 0.06), jpeg=(0.15, 40), coarse=(0.3, 64), light=0.06)
-CROPS = Spoiling(blur=(0.5, 1.2), noise=(0.5, 0.06), jpeg=(0.25, 45), coarse=(0.0, CROP), light=0.06)
-
-
-def spoil(images: Tensor, how: Spoiling, rng: np.random.Generator) -> Tensor:
-    """B 3 H W in [-1, 1] -> the same, most of them a little worse."""
-    light = torch.from_numpy(rng.uniform(-how.light, how.light, (3, len(images), 3, 1, 1))).float()
-    contrast, brightness, tint = light[0, :, :1], light[1, :, :1], 0.3 * light[2]
-    images = (images * (1 + contrast) + brightness + tint).clamp_(-1, 1)
-
-    def some(chance: float, change: Callable[[Tensor], Tensor]) -> None:
-        chosen = torch.from_numpy(rng.random(len(images)) < chance)
-        if chosen.any():
-            images[chosen] = change(images[chosen])
-
-    def amounts(most: float, part: Tensor) -> Tensor:
-        return torch.from_numpy(rng.uniform(0, most, len(part))).float()
-
-    grain = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-    some(how.coarse[0], lambda part: coarsen(part, how.coarse[1]))
-    some(how.blur[0], lambda part: blur(part, amounts(how.blur[1], part)))
-    some(how.noise[0], lambda part: noise(part, amounts(how.noise[1], part), grain))
-    some(how.jpeg[0], lambda part: jpeg(part, rng.integers(how.jpeg[1], 96, len(part)).tolist()))
-    return images
-
-
-def clouds(count: int, rng: np.random.Generator) -> Tensor:
-    """Pictures of nothing, count 3 SEEN SEEN: noise of any scale."""
-    out = []
-    for _ in range(count):
-        side = 2 ** int(rng.integers(1, 8))
-        grain = torch.from_numpy(rng.normal(rng.uniform(-0.7, 0.7, (3, 1, 1)), rng.uniform(0.02, 0.8), (3, side, side)))
-        out.append(F.interpolate(grain.float()[None], SEEN, mode="bicubic", align_corners=False)[0].clamp(-1, 1))
-    return torch.stack(out)
 
 
 @dataclass(frozen=True)
@@ -143,7 +100,9 @@ def what_and_where_loss(maps: dict[str, Tensor], targets: Targets) -> dict[str, 
     weight = targets.weight[near] / targets.weight.sum().clamp(min=1.0)
     thing, offset = targets.thing[near], targets.offset[near]
 
-    def entropy(name: str) -> Tensor:
+    form = thing[:, FIELDS.index("form")]
+
+    def entropy(name: str, weight: Tensor) -> Tensor:
         labels = thing[:, FIELDS.index(name)].long()
         return (weight * F.cross_entropy(maps[name][near], labels, reduction="none")).sum()
 
@@ -153,8 +112,9 @@ def what_and_where_loss(maps: dict[str, Tensor], targets: Targets) -> dict[str, 
     place, bulk = FIELDS.index("x"), FIELDS.index("log_bulk")
     return {
         "heart": focal.sum() / hit.sum().clamp(min=1),
-        "noun": entropy("noun"),
-        "colour": entropy("colour"),
+        "noun": entropy("noun", weight * form),  # what is hardly a toy teaches nothing about toys
+        "colour": entropy("colour", weight),
+        "form": (weight * F.binary_cross_entropy_with_logits(maps["form"][near][:, 0], form, reduction="none")).sum(),
         "place": 2.0 * error("place", thing[:, place : place + 3], 0.1),
         "bulk": 5.0 * error("log_bulk", thing[:, bulk : bulk + 1], 0.05),
         "offset": 0.5 * error("offset", offset, 0.3),
@@ -171,6 +131,7 @@ class WhatAndWhereTask:
         assert len(rows) == self.batch_size
         rng = np.random.default_rng([self.seed, step])
         pictures, things = self._draw(rng)
+        pictures, things = melt(pictures, things, rng)
         return spoil(pictures, PICTURES, rng), Targets.of(things)
 
     def loss(self, batch: tuple[Tensor, Targets]) -> tuple[Tensor, dict[str, float]]:
@@ -202,7 +163,7 @@ class MaterialTask:
     def batch(self, step: int, rows: range) -> tuple[Tensor, Tensor]:
         assert len(rows) == self.batch_size
         rng = np.random.default_rng([self.seed, step])
-        crops, materials = self._draw(rng)
+        crops, materials = roughen(*self._draw(rng), rng)
         return spoil(crops, CROPS, rng), materials
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
@@ -244,25 +205,41 @@ def choose_threshold(model: WhatAndWhere, pictures: Pictures) -> float:
 
 
 def train(
-    minutes: float, shards: int = 16, crowded: int = 4, runs: Path = Path("runs/detector"), folder: Path = FOLDER
+    minutes: float,
+    shards: int = 16,
+    crowds: int = 10,
+    seats: int = 3,
+    misshapen: int = 6,
+    lessons: Path = LESSONS,
+    runs: Path = Path("runs/detector"),
+    folder: Path = FOLDER,
 ) -> None:
     """Draw what is missing of the training scenes, train both parts, and write the detector.
 
     minutes: training time in all, those of earlier runs included; drawing comes on top. shards: of 1024 pictures and
-    as many crops. crowded: of 1024 pictures of the hardest kinds. runs: where all that is kept, and the runs' states.
-    folder: where the detector is written.
+    as many crops. crowds, seats, misshapen: of 1024 pictures of things on and behind each other, of chairs that carry
+    something, of misshapen things. lessons: generated pictures judged by eye (lessons.py). runs: where what is drawn is
+    kept, and the runs' states. folder: where the detector is written.
     """
-    train_on = partial(draw_pictures, TRAINING_SEED)
-    crowd = partial(draw_pictures, CROWDED_SEED, kind_weights=CROWDED)
-    pictures = [shard(runs / "pictures", number, train_on, Pictures) for number in range(shards)]
-    pictures += [shard(runs / "crowded", number, crowd, Pictures) for number in range(crowded)]
+    taught = read_lessons(lessons)
+
+    def pictures(name: str, scenes: Callable[[int], Scene], count: int) -> list[Pictures]:
+        return [shard(runs / name, number, partial(draw_pictures, scenes), Pictures) for number in range(count)]
+
+    shown = pictures("pictures", usual, shards) + pictures("seated", seated, seats)
+    shown += [shard(runs / "misshapen", number, draw_misshapen, Pictures) for number in range(misshapen)]
+    shown = 2 * shown + pictures("crowded", crowded, crowds) + LESSON_TIMES * [taught]
     crops = [shard(runs / "crops", number, partial(draw_crops, TRAINING_SEED), Crops) for number in range(shards)]
-    validation = shard(runs / "validation", 0, partial(draw_pictures, VALIDATION_SEED), Pictures)
+    if stale := {source.things.shape[-1] for source in shown} - {len(FIELDS)}:
+        raise ValueError(
+            f"pictures in {runs} tell {stale} things of a toy, not {len(FIELDS)}: delete them, or give other runs"
+        )
+    (validation,) = pictures("validation", partial(usual, seed=VALIDATION_SEED), 1)
     torch.manual_seed(0)
     detector = Detector(DetectorConfig())
     tasks = {
         "material": MaterialTask(detector.material, crops),
-        "what-and-where": WhatAndWhereTask(detector.what_and_where, pictures),
+        "what-and-where": WhatAndWhereTask(detector.what_and_where, shown),
     }
     for part, task in tasks.items():
         loop = Loop(task, LOOP, runs / part)
