@@ -122,7 +122,12 @@ def damage(folder):
     manifest = folder / "manifest-0.jsonl"
     lines = [line for line in manifest.read_bytes().splitlines(True) if b"00002-2" not in line]
     manifest.write_bytes(b"".join(lines) + b'{"prompt": 4, "ima')
-    (images / ".00000-1.png.123.saving").write_bytes(b"half")
+    for half_written in (
+        images / ".00000-1.png.123.saving",
+        folder / ".run.json.1.saving",
+        folder / ".prompts.jsonl.2.saving",
+    ):
+        half_written.write_bytes(b"half")
     return {"00000-1.png", "00001-0.png", "00003-2.png", "00002-2.png"}
 
 
@@ -136,6 +141,7 @@ def test_a_second_run_makes_exactly_what_is_missing(batch, tmp_path):
     result = batch(batch_size=4)
     assert (result.made, result.kept, result.failed) == (4, 11, 0)
     assert contents(folder) == before
+    assert not [*folder.rglob("*.saving")]
     assert all((folder / "images" / name).stat().st_mtime_ns == time for name, time in written.items())
     assert {Path(line["file"]).name for line in manifest_lines_readable(folder)[known:]} == gone
     assert batch(batch_size=4).made == 0
@@ -423,11 +429,21 @@ def test_an_unwritable_folder(batch, tmp_path):
 
 def test_names_never_come_from_prompts(batch, tmp_path):
     prompts = ["../../a red car", "/etc/passwd", "a\\b:c*?.png", "." * 300, "-rf", "line\nbreak \u2028 \u202e end"]
-    with pytest.warns(UserWarning, match="max_length"):
+    with pytest.warns(UserWarning, match="1 of 6 prompts are longer"):
         assert batch(prompts=prompts, images_per_prompt=1).made == 6
     assert {path.name for path in (tmp_path / "run" / "images").iterdir()} == {f"{i:05d}-0.png" for i in range(6)}
     assert [record.prompt for record in read_run(tmp_path / "run").prompts] == prompts
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_prompts_that_are_too_long_are_warned_about_once(batch):
+    prompts = [f"a red car on a {colour} ball{' and a green house' * 20}" for colour in ("red", "blue", "green")]
+    prompts.append("a red car")
+    with pytest.warns(
+        UserWarning, match="^3 of 4 prompts are longer than the 64 tokens .* the first is .*a red ball"
+    ) as caught:
+        batch(prompts=prompts, images_per_prompt=1, batch_size=1)
+    assert len(caught) == 1
 
 
 def test_words_the_model_does_not_know_are_warned_about_once(pipe, batch):

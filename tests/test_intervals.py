@@ -229,6 +229,18 @@ def test_where_all_votes_agree_each_prompt_or_rater_counts_once() -> None:
     assert (found.value, found.low, found.high) == (1.0, pytest.approx(5 / (5 + z * z)), pytest.approx(1.0))
 
 
+def test_where_all_votes_agree_other_prompts_tell_how_alike_the_votes_of_a_rater_are() -> None:
+    rng, agreeing = np.random.default_rng(0), np.zeros((10, 3))
+    z = student_t(0.975, 9)
+    alike = np.vstack([agreeing, np.tile([1.0, 0.0, 0.0], (40, 1))])  # one rater always says yes
+    unlike = np.vstack([agreeing, rng.permuted(np.tile([1.0, 0.0, 0.0], (40, 1)), axis=1)])
+    assert crossed_share(agreeing, unlike).high == pytest.approx(z * z / (10 + z * z), abs=0.02)
+    assert crossed_share(agreeing, alike).high > crossed_share(agreeing, unlike).high + 0.1
+    assert crossed_share(1 - agreeing, 1 - unlike).low == pytest.approx(1 - crossed_share(agreeing, unlike).high)
+    assert crossed_share(agreeing, agreeing) == crossed_share(agreeing)  # they tell nothing
+    assert crossed_share(unlike, alike) == crossed_share(unlike)  # what is known of the votes themselves counts
+
+
 @pytest.mark.parametrize(
     "table", [np.ones(5), np.full((3, 3), np.nan), np.array([[1.0, np.nan]]), np.array([[0, 2.0]])]
 )

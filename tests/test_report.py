@@ -14,6 +14,7 @@ import pytest
 from pipelines.batch import generate_batch, read_run
 from pipelines.evaluation.intervals import clustered_share
 from pipelines.evaluation.rating.answers import Answers
+from pipelines.evaluation.report.charts import bars
 from pipelines.evaluation.report.command import output_files, report
 from pipelines.evaluation.report.html import cell, sentence, table
 from pipelines.evaluation.scores import Judge, score_run
@@ -158,7 +159,7 @@ def test_two_runs_with_judge_and_raters(run, tmp_path, capsys):
     assert raters["questions"]["quality"]["agreeing"] == pytest.approx(agreeing)
 
     page = Page(html)
-    assert "1 of 4 raters are left out, as they passed less than 80% of their control items: dee." in page.text
+    assert "1 of 4 raters is left out, for passing less than 80% of the control items: dee." in page.text
     assert "60.0%" in page.text
     assert len([1 for tag, of in page.found if tag == "img" and of.get("class") == "wrong"]) == 3
     assert len([1 for tag, of in page.found if tag == "img" and of.get("class") == "right"]) == 17
@@ -187,10 +188,17 @@ def test_words_that_the_model_was_never_taught(run, tmp_path):
     report((run(judged=False),), tmp_path / "out")
     html, figures = made(tmp_path)
     found = figures["runs"]["one"]["vocabulary"]
-    assert (found["words_taught"], found["overall"]) == (7, 0.4)
-    assert found["categories"] == {"cars": 0.0, "balls & <i>more</i>": 0.5, "lonely": 1.0}
-    assert found["words"][0] in ("house", "script", "b")
-    assert "40% of the prompts have words that one was never taught" in Page(html).text
+    assert found["taught"] == len(KNOWN)
+    assert found["overall"] == {"prompts": 5, "strange_prompts": 2, "words": 12, "strange_words": 5}
+    assert found["categories"] == {
+        "cars": {"prompts": 2, "strange_prompts": 0, "words": 4, "strange_words": 0},
+        "balls & <i>more</i>": {"prompts": 2, "strange_prompts": 1, "words": 7, "strange_words": 1},
+        "lonely": {"prompts": 1, "strange_prompts": 1, "words": 7, "strange_words": 4},
+    }
+    assert found["most_frequent"][0] in ("house", "script", "b")
+    text = Page(html).text
+    assert "2 of the 5 prompts have words that one was never taught: 5 of 12 different words" in text
+    assert "4 (57%)" in text
     assert "No judge has scored these runs" in Page(html).text
 
 
@@ -363,3 +371,14 @@ def test_estimates_in_words():
     assert sentence({"value": 31.25, "low": None, "high": None}, "score") == "31.2"
     assert cell(None, "share") == "–"
     assert "&lt;b&gt;" in table(("<b>",), [("x",)])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [(0, 0.77, "0 0.2 0.4 0.6"), (-0.13, 0.52, "0 0.2 0.4"), (-1, 1, "−1 −0.5 0 0.5 1"), (0, 31.4, "0 10 20 30")],
+)
+def test_the_axis_of_scores_has_round_values(low, high, labels):
+    chart = bars(
+        {"all": {"one": ("c0", {"value": high, "low": None, "high": None})}}, "", low=low, high=high, percent=False
+    )
+    assert re.findall(r'class="tick"[^>]*>([^<]*)<', chart) == labels.split()

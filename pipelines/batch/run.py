@@ -124,13 +124,16 @@ def claim(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any], p
         _write(folder / PROMPTS, prompts)
     if not (folder / RUN).is_file():
         _write(folder / RUN, json.dumps({"format": FORMAT, "settings": settings, **about}, indent=2) + "\n")
+    for name in (PROMPTS, RUN):  # what a killed process left; one that is writing finds the file in place, see `_write`
+        for path in folder.glob(f".{name}.*.saving"):
+            path.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: str) -> None:
     try:
         atomic_write(path, content)
     except FileNotFoundError:
-        # A process of the same number on another machine has put the temporary file of both in place.
+        # Another process has put its own in place, and removed this one's temporary file or taken it for its own.
         if not path.is_file():
             raise
 

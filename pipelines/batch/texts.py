@@ -6,10 +6,12 @@ with, and groups stay the same whatever is missing and however many processes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from conditioning.captions import preprocess
 from conditioning.text import TextEmbedding, TextEncoder
 from pipelines.text_to_image import Pipeline
 
@@ -31,16 +33,33 @@ def embed(
     negative_prompt: str | None,
     refused: Callable[[str, Exception], None],
 ) -> Texts:
-    """Embed groups of prompts, each distinct one once. refused: told of a prompt that cannot be embedded, and why."""
+    """Embed groups of prompts, each distinct one once. refused: told of a prompt that cannot be embedded, and why.
+
+    Warns once of prompts that are cut, as they are too long for the encoder.
+    """
     seen: dict[tuple[str, ...], Rows] = {}
     found = []
-    for group in groups:
-        key = tuple(dict.fromkeys(group))
-        if key not in seen:
-            seen[key] = _rows(encoder, key, refused)
-        found.append(seen[key])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the prompt has .* tokens", UserWarning)  # a line for each that is cut
+        for group in groups:
+            key = tuple(dict.fromkeys(group))
+            if key not in seen:
+                seen[key] = _rows(encoder, key, refused)
+            found.append(seen[key])
+    _warn_of_cut_prompts(encoder, dict.fromkeys(prompt for group in groups for prompt in group))
     away = encoder.null(1) if negative_prompt is None else encoder([negative_prompt])
     return Texts(found, away.to("cpu"))
+
+
+def _warn_of_cut_prompts(encoder: TextEncoder, prompts: Collection[str]) -> None:
+    ids = encoder.tokenizer.ids
+    cut = [prompt for prompt in prompts if len(ids(preprocess(prompt, encoder.preprocessing))) >= encoder.max_length]
+    if cut:
+        warnings.warn(
+            f"{len(cut)} of {len(prompts)} prompts are longer than the {encoder.max_length} tokens that the model "
+            f"reads, and are cut; the first is {cut[0]!r}",
+            stacklevel=3,
+        )
 
 
 def _rows(encoder: TextEncoder, prompts: Sequence[str], refused: Callable[[str, Exception], None]) -> Rows:

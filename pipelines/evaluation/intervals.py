@@ -79,13 +79,14 @@ def clustered_mean(clusters: Sequence[Sequence[float]], confidence: float = 0.95
     return Estimate(mean, mean - half, mean + half)
 
 
-def crossed_share(votes: np.ndarray, confidence: float = 0.95) -> Share:
+def crossed_share(votes: np.ndarray, among: np.ndarray | None = None, confidence: float = 0.95) -> Share:
     """The mean of votes from 0 to 1, with an interval clustered by prompt and by rater.
 
     votes: prompts x raters, NaN where there is none; of 0 and 1 for a share, with 1/2 where "neither" is half of one.
     Wilson's interval at the effective number of votes, which is p (1 - p) / variance, with the variance and degrees of
     freedom of `crossed_variance`. Where all agree nothing is known of their likeness, and each prompt or each rater,
-    whichever are fewer, counts once.
+    whichever are fewer, counts once; unless `among`, votes of the same raters on more prompts, says how much the votes
+    of a rater are alike.
 
     Of one rater it is the share of this rater over prompts; of one prompt, that of this prompt over raters. Raises
     ValueError without at least two votes, or where one is below 0 or above 1.
@@ -99,12 +100,25 @@ def crossed_share(votes: np.ndarray, confidence: float = 0.95) -> Share:
         )
     p = float(known.mean())
     if known.min() == known.max():
-        effective = min(size for size in _effective_sizes(present) if size > 1)
-        degrees = max(1.0, effective - 1)
+        effective, degrees = _where_all_agree(_effective_sizes(present), among)
     else:
         variance, degrees = crossed_variance(votes, LEAST_VARIANCE * float(known.var()) / known.size, bounded=True)
         effective = p * (1 - p) / variance
     return _wilson(p, effective, student_t(0.5 + confidence / 2, degrees))
+
+
+def _where_all_agree(sizes: tuple[float, float], among: np.ndarray | None) -> tuple[float, float]:
+    """The effective number of votes, and the degrees of freedom. sizes: the effective numbers of prompts and raters."""
+    prompts, raters = sizes
+    spread = 0.0 if among is None else float(np.nanvar(among))
+    if not spread or min(sizes) <= 1:
+        effective = min(size for size in sizes if size > 1)
+        return effective, max(1.0, effective - 1)
+    assert among is not None
+    likeness = min(1.0, max(0.0, _components(among)[1] / spread))
+    by_prompt, by_rater = 1 / prompts, likeness / raters  # of the variance of a vote; the votes on a prompt are one
+    total = by_prompt + by_rater
+    return 1 / total, max(1.0, total**2 / (by_prompt**2 / (prompts - 1) + by_rater**2 / (raters - 1)))
 
 
 def crossed_variance(values: np.ndarray, least: float = 0.0, *, bounded: bool = False) -> tuple[float, float]:
@@ -126,22 +140,9 @@ def crossed_variance(values: np.ndarray, least: float = 0.0, *, bounded: bool = 
     present = ~np.isnan(values)
     if present.sum() < 2:
         raise ValueError(f"{present.sum()} values; the variance of their mean needs two or more")
-    n, rows, columns = present.sum(), present.sum(axis=1).astype(float), present.sum(axis=0).astype(float)
-    mean = values[present].mean()
-    residuals = np.where(present, values - mean, 0.0)
-    squares = [(residuals.sum(axis=1) ** 2).sum(), (residuals.sum(axis=0) ** 2).sum(), (residuals**2).sum()]
-
-    # expected[i, j] = trace(C D_i C D_j): D_i is 1 for two values of the same prompt, of the same rater, that are the
-    # same; C takes off the mean.
-    by_prompt, by_rater = (rows**2).sum(), (columns**2).sum()
-    pp = by_prompt - 2 * (rows**3).sum() / n + by_prompt**2 / n**2
-    rr = by_rater - 2 * (columns**3).sum() / n + by_rater**2 / n**2
-    pr = n - 2 * (rows @ present @ columns) / n + by_prompt * by_rater / n**2
-    p1, r1 = n - by_prompt / n, n - by_rater / n
-    expected = np.array([[pp, pr, p1], [pr, rr, r1], [p1, r1, n - 1]])
-    components = np.linalg.lstsq(expected, squares, rcond=1e-9)[0]  # least squares: a lone rater has no variance
-
-    prompt, rater, rest = components * (by_prompt, by_rater, n) / n**2
+    n, rows, columns = present.sum(), present.sum(axis=1), present.sum(axis=0)
+    mean, components = values[present].mean(), _components(values)
+    prompt, rater, rest = components * ((rows**2).sum(), (columns**2).sum(), n) / n**2
     variance = prompt + rater + rest
     freedom = [size - 1 for size in _effective_sizes(present)]
     bound = max(1.0, min(3.0, *(f for f in freedom if f > 0)))
@@ -153,6 +154,24 @@ def crossed_variance(values: np.ndarray, least: float = 0.0, *, bounded: bool = 
             kurtosis = _beta_kurtosis(mean, component) if bounded else 0.0
             uncertain += (effect + rest) ** 2 / f + max(0.0, effect) ** 2 * max(0.0, kurtosis) / (2 * (f + 1))
     return variance, max(bound, variance**2 / uncertain)
+
+
+def _components(values: np.ndarray) -> np.ndarray:
+    """The variances of prompt, rater and rest, by MIVQUE0; one may be negative."""
+    present = ~np.isnan(values)
+    n, rows, columns = present.sum(), present.sum(axis=1).astype(float), present.sum(axis=0).astype(float)
+    residuals = np.where(present, values - values[present].mean(), 0.0)
+    squares = [(residuals.sum(axis=1) ** 2).sum(), (residuals.sum(axis=0) ** 2).sum(), (residuals**2).sum()]
+
+    # expected[i, j] = trace(C D_i C D_j): D_i is 1 for two values of the same prompt, of the same rater, that are the
+    # same; C takes off the mean.
+    by_prompt, by_rater = (rows**2).sum(), (columns**2).sum()
+    pp = by_prompt - 2 * (rows**3).sum() / n + by_prompt**2 / n**2
+    rr = by_rater - 2 * (columns**3).sum() / n + by_rater**2 / n**2
+    pr = n - 2 * (rows @ present @ columns) / n + by_prompt * by_rater / n**2
+    p1, r1 = n - by_prompt / n, n - by_rater / n
+    expected = np.array([[pp, pr, p1], [pr, rr, r1], [p1, r1, n - 1]])
+    return np.linalg.lstsq(expected, squares, rcond=1e-9)[0]  # least squares: a lone rater has no variance
 
 
 def _effective_sizes(present: np.ndarray) -> tuple[float, float]:

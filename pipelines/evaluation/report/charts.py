@@ -96,13 +96,20 @@ def _whisker(start: float, end: float, y: float) -> str:
 
 
 def _axis(low: float, high: float, x: Any, bottom: float, percent: bool) -> list[str]:
-    ticks = [low + (high - low) * i / 4 for i in range(5)]
+    step = 0.25 if percent else _round_step(high - low)
+    ticks = [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
     return [
         f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP - 4}" y2="{bottom:.1f}"/>'
         f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16:.1f}" text-anchor="middle">'
         f"{f'{100 * tick:.0f}%' if percent else f'{tick:.2g}'.replace('-', '−')}</text>"
         for tick in ticks
     ]
+
+
+def _round_step(span: float) -> float:
+    """1, 2 or 5 times a power of ten: the largest that goes into the span three times."""
+    power = 10.0 ** math.floor(math.log10(span / 3))
+    return next(step for step in (5 * power, 2 * power, power) if span / step >= 3 - 1e-9)
 
 
 def _frame(parts: Sequence[str], height: float, title: str) -> str:

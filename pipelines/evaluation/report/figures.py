@@ -93,15 +93,22 @@ def taught_words(model: str) -> list[str] | None:
 
 
 def outside(prompts: Sequence[str], vocabulary: Sequence[str], categories: Categories) -> dict[str, Any]:
-    """The shares of prompts with a word outside the vocabulary, and those words, the most frequent first."""
-    strange = [unknown_words([prompt], vocabulary) for prompt in prompts]
-    words = Counter(word for found in strange for word in found)
+    """How many prompts have words outside the vocabulary, how many words that are, and the most frequent of them."""
+
+    def count(texts: Sequence[str]) -> dict[str, int]:
+        return {
+            "prompts": len(texts),
+            "strange_prompts": sum(bool(unknown_words([text], vocabulary)) for text in texts),
+            "words": len(unknown_words(texts, ())),
+            "strange_words": len(unknown_words(texts, vocabulary)),
+        }
+
+    words = Counter(word for prompt in prompts for word in unknown_words([prompt], vocabulary))
     return {
-        "words_taught": len(vocabulary),
-        "overall": sum(map(bool, strange)) / len(prompts),
-        "categories": {name: sum(bool(strange[i]) for i in own) / len(own) for name, own in categories.items()},
-        "words": [word for word, _ in words.most_common(MOST_WORDS)],
-        "more_words": max(0, len(words) - MOST_WORDS),
+        "taught": len(vocabulary),
+        "overall": count(prompts),
+        "categories": {name: count([prompts[i] for i in own]) for name, own in categories.items()},
+        "most_frequent": [word for word, _ in words.most_common(MOST_WORDS)],
     }
 
 

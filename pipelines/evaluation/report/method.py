@@ -27,11 +27,12 @@ RATERS = (
     "variance of a two-way layout), and the variance of the share is (P var(prompt) + R var(rater) + n var(rest)) "
     "/ n², where P sums the squared numbers of answers by prompt and R those by rater. The interval is Wilson's "
     "at the effective number of answers p (1 − p) / variance, with Student's t at Satterthwaite's degrees of "
-    "freedom. The variance is taken to be at least 0.6 of that of independent answers. The net preference, first "
-    "minus second, has the interval of the share with no preference as half of one. In simulations of 7 to 200 "
-    "prompts and 25 raters the 95% intervals of shares hold the truth in 93 to 97% of cases, but for shares near "
-    "0 or 1 of 10 prompts or fewer that differ widely, where it is about 91% (python benchmarks/coverage.py). "
-    "Counting every answer as independent would hold it in 39 to 96%.",
+    "freedom. The variance is taken to be at least 0.6 of that of independent answers. Where all answers agree, the "
+    "answers to a prompt count as one, and how alike a rater's answers are is taken from all categories. The net "
+    "preference, first minus second, has the interval of the share with no preference as half of one. In simulations "
+    "of 7 to 200 prompts and 25 raters the 95% intervals of shares hold the truth in 93 to 97% of cases, but for "
+    "shares near 0 or 1 of 10 prompts or fewer that differ widely, where it is about 91% (python "
+    "benchmarks/coverage.py). Counting every answer as independent would hold it in 39 to 96%.",
 )
 RANKING = (
     "Ranking",

@@ -76,43 +76,52 @@ def summary(figures: Figures) -> str:
     )
 
 
+def _vocabularies(figures: Figures) -> list[tuple[list[str], Figures]]:
+    """The models that share a vocabulary, and what of the prompts lies outside of it."""
+    found: list[tuple[list[str], Figures]] = []
+    for name, own in ((name, run["vocabulary"]) for name, run in figures["runs"].items() if run["vocabulary"]):
+        same = next((names for names, other in found if other == own), None)
+        if same is None:
+            found.append(([name], own))
+        else:
+            same.append(name)
+    return found
+
+
 def _vocabulary_notes(figures: Figures) -> list[str]:
-    shares: dict[float, list[str]] = {}
-    for name, run in figures["runs"].items():
-        if run["vocabulary"] and run["vocabulary"]["overall"]:
-            shares.setdefault(run["vocabulary"]["overall"], []).append(name)
-    return [
-        f"{share:.0%} of the prompts have words that {' and '.join(names)} {'was' if len(names) == 1 else 'were'} "
-        "never taught; of those no picture can be right but by chance."
-        for share, names in shares.items()
-    ]
+    notes = []
+    for names, found in _vocabularies(figures):
+        of = found["overall"]
+        if of["strange_words"]:
+            which = "All" if of["strange_prompts"] == of["prompts"] else f"{of['strange_prompts']} of the"
+            were = "was" if len(names) == 1 else "were"
+            notes.append(
+                f"{which} {of['prompts']} prompts have words that {' and '.join(names)} {were} never taught: "
+                f"{of['strange_words']} of {of['words']} different words. Pictures show what they say only by chance."
+            )
+    return notes
 
 
 def taught(figures: Figures) -> str:
     """Words outside the models' vocabularies, one table for models that share one."""
-    parts, told = [], []
-    for found in (run["vocabulary"] for run in figures["runs"].values()):
-        if found and found not in told:
-            told.append(found)
-            names = [other for other, of in figures["runs"].items() if of["vocabulary"] == found]
-            words = ", ".join(found["words"]) + (f" and {found['more_words']} more" if found["more_words"] else "")
-            parts.append(
-                f"<h3>{escape(', '.join(names))}</h3><p>{escape(_sentence(found))}</p>"
-                + (f'<p class="quiet">{escape(words)}</p>' if words else "")
-            )
-            if found["overall"] and len(found["categories"]) > 1:
-                rows = [(category, f"{share:.0%}") for category, share in found["categories"].items()]
-                parts.append(table(("category", "prompts with unknown words"), rows))
+    parts = []
+    for names, found in _vocabularies(figures):
+        of, words = found["overall"], found["most_frequent"]
+        parts.append(f"<h3>{escape(', '.join(names))}</h3><p>Trained on captions of {found['taught']} words. ")
+        if not words:
+            parts.append("All words of all prompts are among them.</p>")
+            continue
+        shown = ", ".join(words) + (f" and {more} more" if (more := of["strange_words"] - len(words)) else "")
+        parts.append(f"Of the prompts' words these are not among them:</p><p class='quiet'>{escape(shown)}</p>")
+        lines = {"all": of, **(found["categories"] if len(found["categories"]) > 1 else {})}
+        rows = [(name, *_outside(own, "prompts"), *_outside(own, "words")) for name, own in lines.items()]
+        heads = ("category", "prompts", "with unknown words", "different words", "unknown")
+        parts.append(table(heads, rows, overall=True))
     return "".join(parts)
 
 
-def _sentence(found: Figures) -> str:
-    if not found["overall"]:
-        return f"Trained on {found['words_taught']} words; all words of all prompts are among them."
-    return (
-        f"Trained on {found['words_taught']} words. {found['overall']:.1%} of the prompts have a word that is not "
-        "among them, most often:"
-    )
+def _outside(own: Figures, what: str) -> tuple[int, str]:
+    return own[what], f"{own[f'strange_{what}']} ({own[f'strange_{what}'] / own[what]:.0%})"
 
 
 def contact_sheets(figures: Figures, sheets: Mapping[str, str]) -> str:

@@ -75,8 +75,8 @@ def notes(figures: Figures) -> list[str]:
     found = []
     if excluded:
         found.append(
-            f"{len(excluded)} of {len(raters)} raters are left out, as they passed less than "
-            f"{figures['raters']['least_controls']:.0%} of their control items: {', '.join(excluded)}."
+            f"{len(excluded)} of {len(raters)} raters {'is' if len(excluded) == 1 else 'are'} left out, for passing "
+            f"less than {figures['raters']['least_controls']:.0%} of the control items: {', '.join(excluded)}."
         )
     if not figures["raters"]["questions"]:
         found.append("No answers of raters are left.")

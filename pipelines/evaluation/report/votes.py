@@ -100,34 +100,37 @@ def _grid(answers: Sequence[Answer], pair: Pair, categories: Mapping[str, Sequen
 def _pair(grid: Grid, categories: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     return {
         "raters": grid.shape[1],
-        "overall": _shares(grid),
+        "overall": _shares(grid, grid),
         "categories": {
-            name: _shares(grid[list(numbers)])
+            name: _shares(grid[list(numbers)], grid)
             for name, numbers in categories.items()
             if not np.isnan(grid[list(numbers)]).all()
         },
     }
 
 
-def _shares(grid: Grid) -> dict[str, Any]:
-    """The shares of the three answers, and the net preference: the first's minus the second's."""
+def _shares(grid: Grid, among: Grid) -> dict[str, Any]:
+    """The shares of the three answers, and the net preference: the first's minus the second's. among: all prompts."""
     answered = ~np.isnan(grid)
     grid = grid[answered.any(axis=1)][:, answered.any(axis=0)]
-    shares = {name: _of(np.where(np.isnan(grid), np.nan, grid == level)) for name, level in LEVEL.items()}
     return {
         "prompts": grid.shape[0],
         "raters": grid.shape[1],
         "votes": int(answered.sum()),
-        **shares,
-        "net": {end: None if at is None else 2 * at - 1 for end, at in _of((grid + 1) / 2).items()},
+        **{name: _of(_is(grid, level), _is(among, level)) for name, level in LEVEL.items()},
+        "net": {end: None if at is None else 2 * at - 1 for end, at in _of((grid + 1) / 2, (among + 1) / 2).items()},
     }
 
 
-def _of(votes: np.ndarray) -> dict[str, Any]:
+def _is(grid: Grid, level: float) -> Grid:
+    return np.where(np.isnan(grid), np.nan, grid == level)
+
+
+def _of(votes: Grid, among: Grid) -> dict[str, Any]:
     """With an interval, unless a single prompt tells nothing of others like it."""
     if votes.shape[0] == 1:
         return {"value": float(np.nanmean(votes)), "low": None, "high": None}
-    return asdict(crossed_share(votes))
+    return asdict(crossed_share(votes, among))
 
 
 def _side_by_side(grids: Sequence[Grid]) -> Grid:
