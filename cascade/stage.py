@@ -253,6 +253,7 @@ class Stage(nn.Module):
         sampling = sampling or self.config.sampling
         self.check_size(*size)
         grid = self.grid(sampling, 1.0 if start is None else start[0])
+        self.denoiser.lay_out()
         condition = self.condition(text, low_res, size, sampling, draws, label)
         if (condition.text is None and label is None) or sampling.guidance_scale == 1:
             scale, prepared = 1.0, self.denoiser.prepare(condition, grid, batch=len(draws))
@@ -272,7 +273,9 @@ class Stage(nn.Module):
             z = augment(start[1], logsnr, z)
 
         def noise(step: int) -> Tensor:
-            return draws.normal("steps", shape).to(self.device)
+            drawn = draws.normal("steps", shape)
+            # A copy from pinned memory does not wait until the GPU is done with the steps before.
+            return (drawn.pin_memory() if self.device.type == "cuda" else drawn).to(self.device, non_blocking=True)
 
         sampler = SAMPLERS[sampling.sampler]
         if sampler is ddpm:

@@ -45,8 +45,8 @@ def same_noise(monkeypatch: pytest.MonkeyPatch, seeds: list[int], stage: int) ->
     draws = Draws(seeds, stage)
     purposes = iter(["start", "augmentation"][: stage + 1])
 
-    def randn_tensor(shape: tuple[int, ...], **_: Any) -> torch.Tensor:
-        return draws.normal(next(purposes, "steps"), tuple(shape[1:]))
+    def randn_tensor(shape: tuple[int, ...], dtype: torch.dtype, **_: Any) -> torch.Tensor:
+        return draws.normal(next(purposes, "steps"), tuple(shape[1:])).to(dtype)
 
     for module in ("pipeline_if", "pipeline_if_superresolution"):
         monkeypatch.setattr(f"diffusers.pipelines.deepfloyd_if.{module}.randn_tensor", randn_tensor)
@@ -327,6 +327,8 @@ def test_stages_in_the_wrong_order(saved: Any) -> None:
 def test_a_hub_id_without_network(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"'DeepFloyd/IF-I-M-v1\.0' is not in the cache"):
         Pipeline.from_pretrained("DeepFloyd/IF-I-M-v1.0", cache_dir=tmp_path)
+    with pytest.raises(WeightsError, match=r"'stabilityai/stable-diffusion-x4-upscaler' is not in the cache"):
+        Pipeline.from_pretrained(upscalers=["stabilityai/stable-diffusion-x4-upscaler"], cache_dir=tmp_path)
 
 
 @pytest.mark.filterwarnings("default:these weights are under")

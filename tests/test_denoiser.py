@@ -222,6 +222,29 @@ def test_a_bfloat16_network_gives_float32_images(kind: str) -> None:
     assert (clean - z).abs().max() < 5e-4
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_weights_in_memory_changes_no_value(kind: str) -> None:
+    model, given, z = denoiser(kind), condition(kind), torch.randn(3, 3, 8, 8)
+    stored = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    convolution = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    wanted = model(z, GRID[2], model.prepare(given)).x0
+    model.lay_out()
+    assert torch.equal(model(z, GRID[2], model.prepare(given)).x0, wanted)
+    assert convolution.weight.is_contiguous()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+    model.to(torch.bfloat16)
+    wanted = model(z, GRID[2], model.prepare(given)).x0
+    model.lay_out()
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(tensor, stored[name].bfloat16()) for name, tensor in model.state_dict().items())
+    found = model(z, GRID[2], model.prepare(given)).x0
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+    model.to(torch.float32).lay_out()
+    assert convolution.weight.is_contiguous()
+
+
 # Network outputs
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cascade.networks.attention import Attention, TextPool
 from cascade.networks.base import DiffusionNetwork
-from cascade.networks.blocks import NoiseEmbedding, ResBlock
+from cascade.networks.blocks import GroupNorm, NoiseEmbedding, ResBlock
 from cascade.networks.efficient_unet import EfficientUNet, EfficientUNetConfig
 from cascade.networks.unet import UNet, UNetConfig
 from conditioning.text import TextEmbedding
@@ -117,6 +117,28 @@ def test_every_norm_has_the_groups_of_the_config(groups: int) -> None:
     norms = [module for module in net.modules() if isinstance(module, nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {groups}
     assert len(norms) == 1 + sum(2 * isinstance(m, ResBlock) + isinstance(m, Attention) for m in net.modules())
+
+
+@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_norm_keeps_the_layout_of_its_maps(side: int, layout: torch.memory_format) -> None:
+    norm = GroupNorm(4, 64).bfloat16()
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 64, side, side).bfloat16().to(memory_format=layout)
+    found = norm(x)
+    assert found.is_contiguous(memory_format=layout)
+    wanted = nn.functional.group_norm(x.float(), 4, norm.weight.float(), norm.bias.float())
+    assert (found - wanted).norm() < 4e-3 * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_is_one_graph(kind: str) -> None:
+    """torch.compile finds nothing in it that it would have to leave to Python."""
+    net = network(kind)
+    given = inputs(net)
+    wanted = run(net, **given)
+    net.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(run(net, **given), wanted)
 
 
 # New networks

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle, sil
 
 from cascade.networks.attention import Attention, TextFeatures
 from cascade.networks.base import DiffusionNetwork
-from cascade.networks.blocks import Modulated, zeroed
+from cascade.networks.blocks import GroupNorm, Modulated, zeroed
 
 SKIP_SCALE = 2**-0.5
 
@@ -65,9 +65,9 @@ class ConvBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels)
+        self.norm1 = GroupNorm(groups, channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.norm2 = GroupNorm(groups, out_channels)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(channels, out_channels, 1)
 
@@ -132,7 +132,7 @@ class EfficientUNet(DiffusionNetwork):
             Level(config, 2 * widths[i], widths[i], config.blocks[i], attention=i == last) for i in reversed(levels)
         )
         self.upsample = nn.ModuleList(nn.Conv2d(widths[i], entries[i], 3, padding=1) for i in reversed(levels))
-        self.out_norm = nn.GroupNorm(config.groups, config.width)
+        self.out_norm = GroupNorm(config.groups, config.width)
         self.out = zeroed(nn.Conv2d(config.width, config.out_channels * fold, 3, padding=1))
 
     def forward(self, x: Tensor, modulations: Sequence[Tensor], text: TextFeatures | None) -> Tensor:

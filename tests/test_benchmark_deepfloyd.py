@@ -1,0 +1,28 @@
+"""benchmarks/deepfloyd.py at miniature size: the tables it prints, and that both sides draw the same."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
+
+import deepfloyd
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["I-M", "II-M"])
+def test_the_tables(network: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(deepfloyd.CHANNELS, network, [64] * len(deepfloyd.CHANNELS[network]))
+    monkeypatch.setattr(deepfloyd, "TEXT_WIDTH", 64)
+    deepfloyd.main(
+        networks=(network,), divide=1, dtypes=("float32",), batches=(1,), side=32, steps=2, runs=1, device="cpu"
+    )
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith(f"| {network}")]
+    (compared, *undone) = rows
+    assert compared[1:4] == ["float32", "eager", "1"]
+    assert all(float(cell) > 0 for cell in compared[4:6])
+    assert float(compared[-1]) < 1e-2  # of the pixel that differs most
+    assert [row[2] for row in undone] == list(deepfloyd.UNDONE)
+    assert all(float(row[3].split()[0]) > 0 for row in undone)
