@@ -1,9 +1,10 @@
-"""What a figure was measured on."""
+"""What a figure was measured on; environments for what it is compared with."""
 
 import os
 import platform
 import re
 import subprocess
+import venv
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -31,3 +32,15 @@ def environment() -> str:
             f"commit {git.stdout.strip() or '?'}",
         ]
     )
+
+
+def other_environment(folder: Path, *packages: str) -> Path:
+    """The Python of an environment in ``folder`` for what must not be in ours; where there is none, it is made, with
+    the versions that Cascade is tested with.
+    """
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), *packages]
+        subprocess.run(install, check=True)
+    return python
