@@ -130,7 +130,7 @@ class Pipeline(Placement):
             "upscalers": [str(each) for each in upscalers],
             "revision": revision,
             "variant": variant,
-            "clean_caption": clean_caption,
+            "clean_caption": clean_caption or None,
             "safety_checker": None if safety_checker else False,
             "watermark": None if watermark else False,
         }

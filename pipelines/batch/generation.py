@@ -107,7 +107,7 @@ def generate_batch(
         "prompts": {"count": len(records), "sha256": hashlib.sha256(lines.encode()).hexdigest()},
     }
     folder = Path(out)
-    claim(folder, settings, {"model": pipe.name, "provenance": pipe.provenance}, lines)
+    claim(folder, settings, {"model": pipe.name, "loaded_with": pipe.loaded_with, "provenance": pipe.provenance}, lines)
 
     errors = Errors(folder / ERRORS)
     unreadable = prompts.bad if isinstance(prompts, PromptFile) and process.rank == 0 else ()

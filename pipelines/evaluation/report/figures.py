@@ -73,11 +73,13 @@ def check_prompts(runs: Mapping[str, Run]) -> Run:
 
 def run_figures(run: Run, categories: Categories) -> dict[str, Any]:
     """What was run, and how many of the prompts have words that the model was never taught."""
-    model = json.loads((run.folder / RUN).read_text(encoding="utf-8")).get("model", "")
+    about = json.loads((run.folder / RUN).read_text(encoding="utf-8"))
+    model = about.get("model", "")
     vocabulary = taught_words(model)
     return {
         "folder": str(run.folder),
         "model": model,
+        "loaded_with": about.get("loaded_with", {}),
         "settings": dict(run.settings),
         "vocabulary": None if vocabulary is None else outside([r.prompt for r in run.prompts], vocabulary, categories),
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pipelines.metadata import EMBEDDED_NAME
+from pipelines.again import loading_words, sampling_words
 
 Figures = Mapping[str, Any]
 
@@ -74,17 +74,11 @@ def _controls(least: float) -> tuple[str, str]:
 def run_command(name: str, run: Figures) -> str:
     """The `cascade batch` that makes a run again."""
     settings = run["settings"]
-    stages = settings["stages"].values()
     words: list[Any] = ["cascade", "batch", f"{run['folder']}/prompts.jsonl", "-o", f"{name}-again"]
-    if run["model"] != EMBEDDED_NAME:
-        words += ["--model", run["model"]]
+    words += loading_words(run["model"], run["loaded_with"])
     words += ["-n", settings["images_per_prompt"], "--seed", settings["seed"]]
     if settings["negative_prompt"]:
         words += ["--negative-prompt", settings["negative_prompt"]]
     words += ["--height", settings["height"], "--width", settings["width"], "--stop-after", settings["stop_after"]]
-    words += ["--steps", *(stage["steps"] for stage in stages)]
-    words += ["--guidance", *(stage["guidance_scale"] for stage in stages)]
-    words += ["--sampler", *(stage["sampler"] for stage in stages)]
-    words += ["--thresholding", *(stage["thresholding"]["kind"] for stage in stages)]
-    words += ["--aug-level", *(stage["aug_level"] for stage in stages)]
+    words += sampling_words(list(settings["stages"].values()), settings.get("upscaler"))
     return shlex.join(map(str, [*words, "--dtype", settings["dtype"]]))
