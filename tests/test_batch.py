@@ -82,7 +82,7 @@ def test_the_run_folder_says_all(batch, tmp_path):
         assert line["sha256"] == sha256(path)
         assert line["seed"] == read_png(path)["seed"] == run.seed(line["prompt"], line["image"])
     whole = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert whole.keys() == {"format", "settings", "model", "provenance"}
+    assert whole.keys() == {"format", "settings", "model", "loaded_with", "provenance"}
     assert not (tmp_path / "run" / "errors.jsonl").exists()
 
 

@@ -14,7 +14,7 @@ from cascade.config import decode, encode
 from cascade.denoiser import Condition
 from cascade.stage import Stage, StageConfig
 from conditioning.text import TextEmbedding
-from weights import deepfloyd
+from weights import deepfloyd_keys as keys
 from weights.deepfloyd import stage_config
 from weights.deepfloyd_export import diffusers_configs
 from weights.deepfloyd_names import tensor_names
@@ -194,8 +194,8 @@ def test_missing_keys_have_the_defaults_of_diffusers() -> None:
         return list(value) if isinstance(value, tuple) else value
 
     for cls, mapped, fixed, idle in (
-        (UNet2DConditionModel, deepfloyd._UNET, deepfloyd._FIXED, deepfloyd._IDLE),
-        (DDPMScheduler, deepfloyd._SCHEDULER, deepfloyd._FIXED_SCHEDULER, set()),
+        (UNet2DConditionModel, keys.UNET, keys.FIXED, keys.IDLE),
+        (DDPMScheduler, keys.SCHEDULER, keys.FIXED_SCHEDULER, set()),
     ):
         theirs = {name: plain(value) for name, value in defaults(cls).items()}
         assert set(theirs) == {*mapped, *fixed, *idle}

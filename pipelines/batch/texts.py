@@ -57,7 +57,7 @@ def _warn_of_cut_prompts(encoder: TextEncoder, prompts: Collection[str]) -> None
     if cut:
         warnings.warn(
             f"{len(cut)} of {len(prompts)} prompts are longer than the {encoder.max_length} tokens that the model "
-            f"reads, and are cut; the first is {cut[0]!r}",
+            f"reads, and are cut; the first is {cut[0]!r:.100}",
             stacklevel=3,
         )
 
