@@ -15,6 +15,7 @@ The second table undoes in Cascade one thing at a time that diffusers does not d
 """
 
 import ctypes
+import math
 import statistics
 import sys
 import time
@@ -54,7 +55,7 @@ CHANNELS: dict[Network, list[int]] = {
     "II-L": [160, 320, 640, 960, 1280],
 }
 GUIDANCE = {"I": 7.0, "II": 4.0}
-TOKENS, TEXT_WIDTH = 77, 4096
+TOKENS, TEXT_WIDTH, HEAD = 77, 4096, 64  # HEAD: channels of one
 SCALE = 1.4142271248762552  # by which stage II divides what its blocks put out
 SCHEDULER: dict[str, Any] = {
     "beta_schedule": "squaredcos_cap_v2",
@@ -67,8 +68,11 @@ SCHEDULER: dict[str, Any] = {
 def unet_config(network: Network, divide: int) -> dict[str, Any]:
     """A published network as diffusers describes it, its widths divided."""
     second = network.startswith("II-")
-    channels = [width // divide for width in CHANNELS[network]]
     attends = [False, False, False, True, True] if second else [False, True, True, True]
+    most = math.gcd(*(width for width, attended in zip(CHANNELS[network], attends, strict=True) if attended)) // HEAD
+    if most % divide:
+        raise SystemExit(f"--divide {divide} leaves no whole heads of {HEAD} channels in {network}; try 1 or {most}")
+    channels = [width // divide for width in CHANNELS[network]]
     config = {
         "sample_size": 256 if second else 64,
         "in_channels": 6 if second else 3,
@@ -80,7 +84,7 @@ def unet_config(network: Network, divide: int) -> dict[str, Any]:
         "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
         "up_block_types": ["SimpleCrossAttnUpBlock2D" if each else "ResnetUpsampleBlock2D" for each in attends[::-1]],
         "only_cross_attention": network == "II-M",
-        "attention_head_dim": 64,
+        "attention_head_dim": HEAD,
         "cross_attention_dim": channels[-1],
         "cross_attention_norm": "group_norm",
         "encoder_hid_dim": TEXT_WIDTH // divide // 64 * 64,
@@ -360,6 +364,8 @@ def main(
         device: cpu or cuda.
     """
     warnings.simplefilter("ignore")
+    for network in networks:
+        unet_config(network, divide)  # refuses before anything is measured
     print(f"{environment()}\ndiffusers {version('diffusers')}, {torch.get_num_threads()} threads of the CPU")
     print(f"1/{divide} of the widths, {steps} steps, stage II at {side} px; median of {runs} (least to most)\n")
     print(

@@ -16,6 +16,7 @@ from benchmarks.quality import (
     report,
     suite,
     super_resolution,
+    training,
 )
 from benchmarks.quality.drawing import Setting
 
@@ -66,6 +67,7 @@ if __name__ == "__main__":
         "label": draw_to_label,
         "judge": judge.measure,
         "teach": teach,
+        "training": training.measure,
         "report": report.write,
     }
     tyro.extras.subcommand_cli_from_dict(commands)

@@ -10,6 +10,7 @@ from benchmarks.quality import suite
 from benchmarks.quality.chart import chart
 from benchmarks.quality.drawing import read_images
 from benchmarks.quality.stored import IMAGES, detector, load
+from cascade.training.metrics import PEAK_FLOPS
 from pipelines.batch import read_run
 from pipelines.evaluation.intervals import Share, clustered_share
 from pipelines.evaluation.suite import TOYBOX, read_suite
@@ -17,6 +18,7 @@ from pipelines.images import from_tensor, grid
 
 PAGE = Path("docs/quality.md")
 FAILURES = 18
+GPU_FLOPS, GPU_SHARE = PEAK_FLOPS["H200"], 0.2
 
 
 def write() -> None:
@@ -136,6 +138,32 @@ def super_resolution_section(stored: dict[str, Any]) -> str:
     )
 
 
+def training_section(stored: dict[str, Any]) -> str:
+    rows = [
+        (
+            row["stage"],
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['flops'] / 1e9:.1f}",
+            f"{row['samples']:,}",
+            f"{row['minutes']:.0f}",
+            f"{row['samples'] * row['flops'] / row['minutes'] / 60 / 1e9:.0f}",
+            f"{3600 * GPU_SHARE * GPU_FLOPS / row['flops'] / 1e6:.0f} M",
+            f"{3600 * GPU_SHARE * GPU_FLOPS / row['flops'] / row['samples']:.0f}",
+        )
+        for row in stored["rows"]
+    ]
+    head = ("stage", "parameters", "GFLOPs a sample", "samples seen", "minutes", "GFLOP/s", "GPU-hour", "times as many")
+    return "\n\n".join(
+        [
+            "## What it was trained with\n\nOn CPU cores that did other work, too. Beside it what an hour of an H200"
+            f" would be, at {GPU_SHARE:.0%} of its {GPU_FLOPS / 1e12:.0f} TFLOP/s in dense bf16: counted, not measured,"
+            " and the share is a guess for networks this small. So many samples would want more scenes than a run"
+            " renders now (SCENES in cascade/training/toybox.py).",
+            table(head, rows),
+        ]
+    )
+
+
 def guidance_section(stored: dict[str, Any]) -> str:
     lines = _lines(stored["rows"], "weight", "right")
     chart(lines, "guidance weight of the base", IMAGES / "guidance.svg")
@@ -220,6 +248,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "suite": suite_section,
     "super-resolution": super_resolution_section,
     "curve": curve_section,
+    "training": training_section,
     "guidance": guidance_section,
     "copies": copies_section,
     "detector": detector_section,
