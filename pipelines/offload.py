@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
@@ -25,7 +26,8 @@ class Offload:
     """
 
     def __init__(self, modules: Sequence[nn.Module], device: torch.device, sequential: bool) -> None:
-        self.modules, self.device, self.sequential = modules, device, sequential
+        self.modules = WeakSet(modules)  # one that the pipeline no longer has is freed
+        self.device, self.sequential = device, sequential
         self._host: dict[int, tuple[Tensor, Tensor]] = {}  # of what is on the device, by id: its data on the host
         for module in modules:
             for part in module.modules() if sequential else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,9 @@ class StableDiffusionUpscaler:
         shown = is_progress_bar_enabled()
         disable_progress_bar()
         try:
-            with quiet():
+            with quiet(), warnings.catch_warnings():
+                # diffusers before it had `dtype` knows this name alone.
+                warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
                 pipe = StableDiffusionUpscalePipeline.from_pretrained(
                     folder,
                     torch_dtype=dtype,
@@ -161,8 +164,8 @@ class StableDiffusionUpscaler:
         return torch.cat(enlarged).float().cpu() * 2 - 1
 
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-        for module in self.modules:  # not the pipeline's `to`, which refuses the CPU for half precision
-            module.to(device=device, dtype=dtype)
+        for module in self.modules:  # torch's `to`: the pipeline's refuses half precision on a CPU, the modules' warns
+            nn.Module.to(module, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: Path) -> None:
         self.pipe.save_pretrained(folder)

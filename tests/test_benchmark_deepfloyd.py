@@ -26,3 +26,8 @@ def test_the_tables(network: str, capsys: pytest.CaptureFixture[str], monkeypatc
     assert float(compared[-1]) < 1e-2  # of the pixel that differs most
     assert [row[2] for row in undone] == list(deepfloyd.UNDONE)
     assert all(float(row[3].split()[0]) > 0 for row in undone)
+
+
+def test_widths_without_whole_heads_are_refused() -> None:
+    with pytest.raises(SystemExit, match="--divide 6 leaves no whole heads of 64 channels in I-M; try 1 or 3"):
+        deepfloyd.main(networks=("I-M",), divide=6, device="cpu")

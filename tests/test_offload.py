@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +129,19 @@ def test_after_an_error_nothing_stays(pipe: Pipeline) -> None:
     with pytest.raises(KeyboardInterrupt):
         pipe(callback_on_step_end=fail, **CALL)
     assert not pipe._offload._host
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_encoder_let_go_is_freed(way: str, pipe: Pipeline) -> None:
+    wanted = pipe(**CALL).images
+    WAYS[way](pipe, "cpu")
+    text, null = pipe.encode_prompt(CALL["prompt"])
+    encoder = weakref.ref(pipe.text_encoder.model)
+    pipe.text_encoder = None
+    gc.collect()
+    assert encoder() is None
+    embedded = {"prompt": None, "prompt_embeds": text, "negative_prompt_embeds": null}
+    assert torch.equal(pipe(**CALL | embedded).images, wanted)
 
 
 @pytest.mark.parametrize("way", WAYS)

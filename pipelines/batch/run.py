@@ -107,6 +107,8 @@ def claim(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any], p
     about: goes into run.json, too, but may differ. prompts: the content of prompts.jsonl. Raises ValueError naming the
     settings that differ from those the folder was made with, OSError where nothing can be written.
     """
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file; choose a folder")
     settings = json.loads(json.dumps(settings))  # as it is read back: tuples are lists
     # In this order: another process of the same launch writes run.json before its manifest.
     used = any(folder.glob("manifest-*.jsonl"))

@@ -64,7 +64,7 @@ def open_judge(judge: str, name: str | None = None, batch_size: int = 32, device
     from pipelines.evaluation.outside import outside_judge
 
     if name is None:
-        raise ValueError(f"the judge {judge!r} has no name; give it one with --name, or choose toybox or clip")
+        raise ValueError(f"the judge {judge!r} is neither toybox nor clip; give an outside one a name with --name")
     return outside_judge(judge, name)
 
 

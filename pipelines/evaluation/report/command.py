@@ -77,7 +77,9 @@ def report(
 
 def check_names(names: tuple[str, ...], runs: tuple[Path, ...]) -> tuple[str, ...]:
     """Raises ValueError unless there is one name for each run."""
-    if len(names) != len(runs) or len(set(names)) != len(names) or not all(name.strip() for name in names):
+    if len(names) != len(runs):
+        raise ValueError(f"--names gives {len(names)} for {len(runs)} runs: {', '.join(names)}; give one for each run")
+    if len(set(names)) != len(names) or not all(name.strip() for name in names):
         raise ValueError(
             f"{len(runs)} runs are called {', '.join(map(repr, names))}; give each a name of its own with --names"
         )
