@@ -421,7 +421,7 @@ def test_a_manifest_line_cut_by_a_full_disk(tmp_path):
 
 def test_an_unwritable_folder(batch, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OSError, match="is a file; choose a folder"):
         batch("file")
     with pytest.raises(OSError, match="file"):
         batch("file/inside")

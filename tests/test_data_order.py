@@ -1,13 +1,13 @@
 """cascade/data/order.py: every epoch shows every item once, and nothing but (seed, index) decides where."""
 
 from collections import Counter
-from itertools import chain, islice, pairwise
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.data.order import BatchOrder, item_of, permutation
+from cascade.data.order import item_of, permutation
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63), st.integers(0, 10**9))
@@ -54,18 +54,3 @@ def test_an_order_that_stays():
 def test_no_items():
     with pytest.raises(ValueError, match="0 items"):
         permutation(0, 0)
-
-
-@given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 100))
-def test_the_ranks_together_draw_the_same(world, start):
-    alone = list(islice(BatchOrder(12, start=start), 5))
-    assert [i for batch in alone for i in batch] == list(range(start, start + 60))
-    ranks = [islice(BatchOrder(12, start=start, rank=rank, world=world), 5) for rank in range(world)]
-    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
-
-
-def test_bad_batches():
-    with pytest.raises(ValueError, match="10 samples does not divide among 4"):
-        BatchOrder(10, world=4)
-    with pytest.raises(ValueError, match="-1"):
-        BatchOrder(1, start=-1)

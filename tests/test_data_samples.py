@@ -1,7 +1,9 @@
 """cascade/data/samples.py: a sample is a function of (seed, index), and of nothing else."""
 
 import json
+import multiprocessing
 import pickle
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -11,9 +13,13 @@ from image_folders import encoded, make_folder, picture
 
 from cascade.data.folder import FolderSource
 from cascade.data.order import item_of
-from cascade.data.samples import PATIENCE, TrainingSet, load_batches
+from cascade.data.samples import PATIENCE, TrainingSet
 from cascade.data.skipped import SkipLog, Skipped, TooManySkipped, find_skipped
 from cascade.data.transform import Transform
+from cascade.presets import toybox_base
+from cascade.training.diffusion import Batches, DiffusionConfig
+from cascade.training.distributed import World
+from cascade.training.loading import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines of few cores
 TRANSFORM = Transform((16, 16), crop=(8, 8), position="random", flip=True)
@@ -40,6 +46,14 @@ class Pictures:
 
 def everything(sample):
     return (sample.index, sample.caption, sample.dropped, sample.name, sample.skipped, sample.image.numpy().tobytes())
+
+
+def load_batches(data, size, *, first_step=0, rank=0, world=1, workers=0):
+    """What the training loop of one process gets to see, without end."""
+    parts = World(rank, world).rows(size, 1)
+    with closing(load(Batches(toybox_base(), data, DiffusionConfig(size)), parts, first_step, workers)) as batches:
+        for batch in batches:
+            yield batch.samples
 
 
 def batched(batches, count):
@@ -70,7 +84,7 @@ def test_workers_change_nothing(workers, first_thousand):
     assert batched(load_batches(data, 50, workers=workers), 20) == first_thousand
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2, 4])
 def test_ranks_change_nothing(workers, first_thousand):
     data = TrainingSet(Pictures(300), TRANSFORM, seed=3, text_dropout=0.1)
     ranks = [batched(load_batches(data, 50, rank=rank, world=2, workers=workers), 20) for rank in range(2)]
@@ -80,7 +94,7 @@ def test_ranks_change_nothing(workers, first_thousand):
 
 def test_a_run_is_taken_up_at_one_integer(first_thousand):
     data = TrainingSet(Pictures(300), TRANSFORM, seed=3, text_dropout=0.1)
-    assert batched(load_batches(data, 50, start=350, workers=2), 3) == first_thousand[350:500]
+    assert batched(load_batches(data, 50, first_step=7, workers=2), 3) == first_thousand[350:500]
 
 
 def test_it_can_be_pickled(tmp_path, first_thousand):
@@ -176,8 +190,19 @@ def test_sixty_per_cent_damaged_stops_with_the_list(tmp_path, workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_usable_at_all(tmp_path, workers):
     data = TrainingSet(Pictures(50, broken=1), TRANSFORM)
-    with pytest.raises(TooManySkipped, match=rf"^{PATIENCE} items in a row cannot be used:\n  \d+: the file is empty"):
+    with pytest.raises(TooManySkipped, match=rf"{PATIENCE} items in a row cannot be used:\n  \d+: the file is empty"):
         next(load_batches(data, 2, workers=workers))
+
+
+def test_no_worker_outlives_its_iterator():
+    """One that did would keep a failed run's process from ending."""
+    before = set(multiprocessing.active_children())
+    batches = load_batches(TrainingSet(Pictures(50), TRANSFORM), 2, workers=2)
+    next(batches)
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    batches.close()
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_the_verdict_waits_for_an_epoch_or_enough_items(tmp_path):

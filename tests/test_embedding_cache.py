@@ -151,17 +151,17 @@ def test_what_is_damaged_is_named(folder, text_encoder, identity):
 
 
 def test_training_reads_it(folder, text_encoder):
-    """The embeddings come with the batch, from the workers."""
+    """The embeddings come with the batch."""
     import numpy as np
     from PIL import Image
 
-    from cascade.data.samples import TrainingSet, load_batches
+    from cascade.data.samples import TrainingSet, collate
     from cascade.data.transform import Transform
 
     source = Captions(CAPTIONS)
     source.image = lambda index: Image.fromarray(np.full((8, 8, 3), index, np.uint8))
     data = TrainingSet(source, Transform((8, 8)))
-    batch = next(load_batches(data, 6, cache=EmbeddingCache(folder)))
+    batch = collate([data[i] for i in range(6)], EmbeddingCache(folder))
     fresh = text_encoder(batch.captions)
     assert torch.equal(batch.text.mask, fresh.mask)
     torch.testing.assert_close(batch.text.tokens.float(), fresh.tokens, rtol=2**-8, atol=1e-6)

@@ -328,7 +328,7 @@ def test_the_commands_make_the_run_again(run, model, tmp_path, monkeypatch, caps
     ("options", "message"),
     [
         ({"runs": ()}, "no run is given"),
-        ({"names": ("a",)}, "2 runs are called 'a'; give each a name of its own with --names"),
+        ({"names": ("a",)}, "--names gives 1 for 2 runs: a; give one for each run"),
         ({"names": ("a", "a")}, "2 runs are called 'a', 'a'"),
         ({"controls": 1.5}, "--controls is 1.5"),
         ({"sheet": -1}, "--sheet is -1"),

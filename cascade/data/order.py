@@ -1,4 +1,4 @@
-"""The order of training: which item a sample shows, and which samples a process draws.
+"""The order of training: which item a sample shows.
 
 Samples are numbered 0, 1, 2, ... without end; sample i is the (i mod N)-th of epoch i div N, and every epoch goes
 through the N items in another order. Nothing is stored, so where a run stands is one integer, and the order knows
@@ -8,7 +8,6 @@ neither workers nor processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -61,26 +60,3 @@ def item_of(sample: int, length: int, seed: int) -> int:
     """Which of ``length`` items sample number ``sample`` shows."""
     epoch, position = divmod(sample, length)
     return permutation(length, seed, epoch)(position)
-
-
-class BatchOrder:
-    """The sample numbers of one process's batches, without end: a DataLoader's ``batch_sampler``.
-
-    batch_size: of all processes together. start: how many samples a run has behind it. Batch k of the run is the
-    samples start + k batch_size, ...; process ``rank`` of ``world`` draws the rank-th part of each, so the run is the
-    same for every world that divides the batch.
-    """
-
-    def __init__(self, batch_size: int, *, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        if batch_size < 1 or batch_size % world:
-            raise ValueError(f"a batch of {batch_size} samples does not divide among {world} processes")
-        if start < 0:
-            raise ValueError(f"start is the number of samples already seen, got {start}")
-        self.batch_size, self.start, self.rank, self.world = batch_size, start, rank, world
-
-    def __iter__(self) -> Iterator[list[int]]:
-        own = self.batch_size // self.world
-        first = self.start + self.rank * own
-        while True:
-            yield list(range(first, first + own))
-            first += self.batch_size

@@ -6,16 +6,15 @@ and so does what takes the place of an item that cannot be used. B samples of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from cascade.data.order import BatchOrder, item_of
+from cascade.data.order import item_of
 from cascade.data.skipped import Skipped, TooManySkipped
 from cascade.data.source import ImageSource, Unusable
 from cascade.data.transform import Transform
@@ -52,13 +51,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    def pin_memory(self) -> Batch:
-        """What a DataLoader with ``pin_memory`` calls."""
-        text = self.text
-        if text is not None:
-            text = replace(text, tokens=text.tokens.pin_memory(), mask=text.mask.pin_memory())
-        return replace(self, images=self.images.pin_memory(), dropped=self.dropped.pin_memory(), text=text)
 
 
 class TrainingSet(Dataset[Sample]):
@@ -105,31 +97,3 @@ def collate(samples: Sequence[Sample], cache: EmbeddingCache | None = None) -> B
         skipped=[sample.skipped for sample in samples],
         text=None if cache is None else cache(captions),
     )
-
-
-def load_batches(
-    data: TrainingSet,
-    batch_size: int,
-    *,
-    start: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-    cache: EmbeddingCache | None = None,
-    pin_memory: bool = False,
-) -> Iterator[Batch]:
-    """The batches of process ``rank`` of ``world``, without end, from sample ``start`` on; see BatchOrder.
-
-    workers: processes that prepare them. cache: where the captions' embeddings are; the workers read them, too.
-    """
-    loader = DataLoader(
-        data,
-        batch_sampler=BatchOrder(batch_size, start=start, rank=rank, world=world),
-        collate_fn=partial(collate, cache=cache),
-        num_workers=workers,
-        pin_memory=pin_memory,
-    )
-    try:
-        yield from loader
-    except TooManySkipped as error:  # from a worker it comes with the worker's traceback in its message
-        raise TooManySkipped(str(error).rpartition(f"{TooManySkipped.__name__}: ")[2]) from None

@@ -66,6 +66,11 @@ class GridConfig:
     steps: int = 16
     columns: int = 4
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "columns"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class TrainConfig:

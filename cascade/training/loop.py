@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from cascade.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from cascade.training.distributed import (
@@ -31,7 +31,8 @@ from cascade.training.distributed import (
     synced,
 )
 from cascade.training.ema import EMA
-from cascade.training.interruption import SIGNALS, Interrupted, Listening, leave_to_parent
+from cascade.training.interruption import SIGNALS, Interrupted, Listening
+from cascade.training.loading import load
 from cascade.training.metrics import Figures, Means, MetricsFile, Reporter, memory_gb, peak_flops, rounded
 from cascade.training.optimizers import OPTIMIZERS, OptimizerName, make_optimizer
 from cascade.training.schedule import Budget, Progress, rate_factor
@@ -98,6 +99,13 @@ class LoopConfig:
         for name in ("accumulation", "max_skipped", "log_every", "report_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+        if self.grad_clip <= 0:
+            raise ValueError(f"grad_clip must be positive, got {self.grad_clip}")
+        for name in ("warmup_steps", "weight_decay", "checkpoint_minutes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
 
@@ -181,8 +189,8 @@ class Loop:
         before = self.progress.seconds
         started = last_save = last_log = time.monotonic()
         means, window = Means(self.world), 0
-        with Listening() as signals:
-            for micro_batches in self._batches(budget):
+        with Listening() as signals, closing(self._batches(budget)) as batches:
+            for micro_batches in batches:
                 spent = budget.spent(self.progress.steps, self.progress.seconds)
                 means.add(self._step(micro_batches, spent))
                 window += 1
@@ -226,24 +234,13 @@ class Loop:
         self.model.train()
         return self.world.sum(total).item() / (steps * task.batch_size)
 
-    def _batches(self, budget: Budget) -> Iterator[Iterator[Any]]:
+    def _batches(self, budget: Budget) -> Generator[Iterator[Any], None, None]:
         """For every step the budget has left, the parts of its batch."""
         if budget.spent(self.progress.steps, self.progress.seconds) >= 1:
             return
-        steps = itertools.count(self.progress.batch)
-        wanted = ((step, rows) for step in steps for rows in self.parts)
-        loaded = iter(
-            DataLoader(
-                _Batches(self.task.batch),
-                batch_size=None,
-                sampler=wanted,
-                num_workers=self.config.workers,
-                worker_init_fn=leave_to_parent,
-                pin_memory=False,
-            )
-        )
-        while budget.spent(self.progress.steps, self.progress.seconds) < 1:
-            yield itertools.islice(loaded, len(self.parts))
+        with closing(load(self.task.batch, self.parts, self.progress.batch, self.config.workers)) as loaded:
+            while budget.spent(self.progress.steps, self.progress.seconds) < 1:
+                yield itertools.islice(loaded, len(self.parts))
 
     def _step(self, micro_batches: Iterator[Any], spent: float) -> Figures:
         config = self.config
@@ -311,13 +308,3 @@ class Loop:
         if figures:
             for reporter in self.reporters:
                 reporter(rounded({"step": self.progress.batch, **figures}))
-
-
-class _Batches(Dataset):
-    """What a DataLoader's workers index: by (step, rows)."""
-
-    def __init__(self, batch: Callable[[int, range], Any]) -> None:
-        self.batch = batch
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.batch(*index)
