@@ -33,6 +33,7 @@ from pipelines.batch import generate_batch
 from pipelines.evaluation.public_suites import named_suite
 
 GOAL = 0.9  # of the rate of sampling alone
+ALONE, WHOLE, STARTED, SAMPLING = "one process a prompt", "cascade batch", "batch, started", "sampling alone"
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -55,6 +56,7 @@ def main(
     steps: tuple[int, ...] = (),
     model: str | None = None,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    one_by_one_too: bool = True,
 ) -> None:
     """Print the table.
 
@@ -65,6 +67,7 @@ def main(
         steps: Sampling steps, one for all stages or one per stage; the model's own if left out.
         model: A folder; the embedded default if left out.
         device: cpu or cuda.
+        one_by_one_too: Measure one process a prompt, which takes longest.
     """
     warnings.simplefilter("ignore", UserWarning)  # words the embedded model was not trained on do not matter here
     records = named_suite("toybox").records[:prompts]
@@ -79,7 +82,7 @@ def main(
         folder = Path(scratch)
         (folder / "prompts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 
-        def one_by_one() -> None:
+        def one_by_one(run: int) -> None:
             for text in texts:
                 cascade("generate", text, "-o", str(folder / "one.png"), "--seed", "0", *options)
 
@@ -91,31 +94,34 @@ def main(
             out = folder / f"started-{run}"
             generate_batch(pipe, records, out, batch_size=batch_size, num_inference_steps=own_steps, progress=False)
 
-        def sampling() -> None:
+        def sampling(run: int) -> None:
             pipe(texts, seed=0, max_batch_size=batch_size, num_inference_steps=own_steps, output_type="pt")
 
+        ways: dict[str, Callable[[int], None]] = {ALONE: one_by_one} if one_by_one_too else {}
+        ways |= {WHOLE: whole, STARTED: started, SAMPLING: sampling}
         pipe(texts[:1], seed=0, num_inference_steps=1)  # what torch sets up at its first call
-        seconds = [
-            (timed(one_by_one), timed(lambda run=run: whole(run)), timed(lambda run=run: started(run)), timed(sampling))
-            for run in range(runs)
-        ]
+        seconds = {name: [] for name in ways}
+        for run in range(runs):
+            for name, way in ways.items():
+                seconds[name].append(timed(lambda way=way, run=run: way(run)) / prompts)
 
     print(
         f"{environment()}\n{prompts} prompts, batches of {batch_size} on {device}, median of {runs} (least to most)\n"
     )
     print("| way | seconds/image | batch's rate is |\n|---|---:|---:|")
-    against = {0: "times that", 3: "of that"}
-    names = ("one process a prompt", "cascade batch", "batch, started", "sampling alone")
-    for i, (name, column) in enumerate(zip(names, zip(*seconds, strict=True), strict=True)):
-        each = sorted(second / prompts for second in column)
-        spread = f"{statistics.median(each):.3f} ({each[0]:.3f} to {each[-1]:.3f})"
+    against = {ALONE: "times that", SAMPLING: "of that"}
+    for name, each in seconds.items():
+        spread = f"{statistics.median(each):.3f} ({min(each):.3f} to {max(each):.3f})"
         ratio = ""
-        if i in against:
-            whole_batch, alone = (statistics.median(row[i] / row[j] for row in seconds) for j in (1, 2))
-            ratio = f"{whole_batch:.2f} {against[i]}; started {alone:.2f}"
+        if name in against:
+            first, second = (
+                statistics.median(a / b for a, b in zip(each, seconds[other], strict=True))
+                for other in (WHOLE, STARTED)
+            )
+            ratio = f"{first:.2f} {against[name]}; started {second:.2f}"
         print(f"| {name} | {spread} | {ratio} |")
-    whole_batch, running, alone = (statistics.median(row[i] for row in seconds) / prompts for i in (1, 2, 3))
-    once = prompts * (whole_batch - running)
+    batch, running, alone = (statistics.median(seconds[name]) for name in (WHOLE, STARTED, SAMPLING))
+    once = prompts * (batch - running)
     enough = f"{math.ceil(once / (alone / GOAL - running))} images" if alone / GOAL > running else "no number of images"
     print(f"\nA batch spends {once:.1f} s once: it has {GOAL} of the rate of sampling alone from {enough} on.")
 

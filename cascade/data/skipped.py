@@ -34,6 +34,7 @@ class TooManySkipped(ValueError):
     """Too many items cannot be used. The message lists the first of them."""
 
     def __init__(self, message: str, skipped: Sequence[Skipped] = ()) -> None:
+        skipped = list({one.name: one for one in skipped}.values())
         lines = [f"{message}:" if skipped else message]
         lines += [f"  {one.name}: {one.reason}" for one in skipped[:SHOWN]]
         if len(skipped) > SHOWN:
