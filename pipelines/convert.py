@@ -94,11 +94,14 @@ def from_diffusers(
 
 
 def to_diffusers(folder: Path, destination: Path, dtype: Any) -> None:
-    """A cascade whose stages are IF's to a pipeline per stage, all or nothing. Raises WeightsError for other stages."""
+    """A cascade whose stages are IF's to a pipeline per stage, and its upscaler; all or nothing. Raises WeightsError
+    for other stages.
+    """
     from safetensors.torch import save_file
 
     from cascade.build import deepfloyd_files, load_config, load_stage
     from cascade.config import encode
+    from pipelines.extras import UPSCALER
     from weights.deepfloyd_export import diffusers_configs
     from weights.store import WeightsError, read_manifest
 
@@ -128,6 +131,8 @@ def to_diffusers(folder: Path, destination: Path, dtype: Any) -> None:
             path.chmod((fresh / name / "model_index.json").stat().st_mode)
             if with_text:
                 copy_text_encoder(folder, fresh / name)
+        if (folder / UPSCALER).is_dir():
+            copy_upscaler(folder / UPSCALER, fresh / UPSCALER)
 
     _atomically(destination, write)
 

@@ -75,7 +75,8 @@ class Run:
             self.loop.run(self.config.budget, self.report)
         except TooManySkipped as error:  # from a worker it comes with the worker's traceback in its message
             raise TooManySkipped(str(error).rpartition(f"{TooManySkipped.__name__}: ")[2]) from None
-        self.loop.tell(self.report(self.loop.progress))
+        if self.loop.progress.steps % self.config.loop.report_every:  # else the last step has just been reported
+            self.loop.tell(self.report(self.loop.progress))
         return self.loop.progress
 
     @torch.no_grad()
