@@ -112,8 +112,7 @@ def _run(name: str, arguments: list[str]) -> int:
     except (ValueError, TypeError, OSError, MemoryError) as error:
         if os.environ.get("CASCADE_TRACEBACK") == "1":
             raise
-        lines = [line.rstrip() for line in str(error).splitlines()]
-        return _fail("\n".join(filter(None, lines)) or type(error).__name__)
+        return _fail(" ".join(str(error).split()) or type(error).__name__)
     except KeyboardInterrupt:
         print("\ncascade: interrupted", file=sys.stderr)
         return 130
