@@ -109,3 +109,30 @@ def test_labels_that_are_missing_are_named(pages: Path, monkeypatch: pytest.Monk
     (pages / "labels.jsonl").write_text('{"file": "000.jpg", "expected": {}, "right": null}\n')
     with pytest.raises(SystemExit, match=r"000\.jpg"):
         judge.measure()
+
+
+def store_judge() -> None:
+    """20 images, of which two are called right and are not, one wrong and is right."""
+    rows = [(True, True)] * 12 + [(False, False)] * 5 + [(False, True)] * 2 + [(True, False)]
+    stored.store("judge", {"rows": [{"file": "", "by_eye": eye, "by_detector": found} for eye, found in rows]})
+
+
+def test_agreement_and_both_kinds_of_error(pages: Path) -> None:
+    store_judge()
+    report.write()
+    page = (pages / "quality.md").read_text()
+    assert "20 generated images" in page
+    assert "agrees on 85.0% [" in page
+    assert "10.0% [" in page.split("agrees on")[1].split("called right and are not")[0]
+    assert "5.0% [" in page.split("called right and are not")[1].split("called wrong")[0]
+
+
+def test_figures_of_an_earlier_detector_are_marked(pages: Path) -> None:
+    store_judge()
+    report.write()
+    assert "earlier detector" not in (pages / "quality.md").read_text()
+    result = json.loads((pages / "judge.json").read_text())
+    assert len(result.pop("detector")) == 12
+    (pages / "judge.json").write_text(json.dumps(result))
+    report.write()
+    assert "measured with an earlier detector" in (pages / "quality.md").read_text()

@@ -108,6 +108,13 @@ def run(folder: Path, name: str, *options: str) -> int:
     return main(["train", str(folder / f"{name}.toml"), "-o", str(folder / name), "--device", "cpu", *options])
 
 
+@pytest.mark.parametrize(("every", "reported"), [(2, [2, 4]), (3, [3, 4])])
+def test_the_last_step_is_reported_once(made: Path, every: int, reported: list[int]) -> None:
+    assert run(made, "base", "--set", f"loop.report_every={every}") == 0
+    lines = [json.loads(line) for line in (made / "base" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation_loss" in line] == reported
+
+
 def test_from_a_folder_of_images_to_a_picture(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(made, "base") == 0
     assert run(made, "sr") == 0
