@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Literal, get_args
 
+from conditioning.silence import no_torchvision_advice
+
 Preprocessing = Literal["none", "lower", "clean"]
 
 
@@ -25,7 +27,8 @@ def preprocess(prompt: str, kind: Preprocessing) -> str:
     diffusers' cleaning, without addresses, file names, markup and the like.
     """
     if kind == "clean":
-        from diffusers.pipelines.deepfloyd_if.pipeline_if import IFPipeline
+        with no_torchvision_advice():
+            from diffusers.pipelines.deepfloyd_if.pipeline_if import IFPipeline
 
         for _ in range(2):
             # A method that needs no instance, only the class's regular expression.

@@ -5,8 +5,7 @@ Shapes: B prompts, N tokens (the same for all prompts of one embedding), D width
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from conditioning.captions import Preprocessing, check_preprocessing, preprocess
+from conditioning.silence import no_progress_bars
 from conditioning.tokenizer import MODEL_FILE, PAD, Tokenizer
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class TextEncoder:
         max_length and padding are not part of that layout: whoever names the encoder (cascade.json) keeps them.
         """
         folder = Path(folder)
-        with quiet():
+        with no_progress_bars():
             self.model.save_pretrained(folder / "text_encoder")
         self.tokenizer.save(folder / "tokenizer")
 
@@ -272,7 +272,7 @@ def _load_t5(root: Path, dtype: torch.dtype | None, variant: str | None = None) 
     safe = any(folder.glob("*.safetensors"))
     if not safe and not any(folder.glob("*.bin")):
         raise FileNotFoundError(f"no weights in {folder}: expected model.safetensors (or a legacy pytorch_model.bin)")
-    with quiet():
+    with no_progress_bars():
         return T5EncoderModel.from_pretrained(
             folder,
             dtype="auto" if dtype is None else dtype,
@@ -280,20 +280,6 @@ def _load_t5(root: Path, dtype: torch.dtype | None, variant: str | None = None) 
             use_safetensors=safe,
             local_files_only=True,
         )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars, which for one file are noise."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _folder(

@@ -21,7 +21,7 @@ MAX_SEED = 2**32 - 1
 MAX_GUIDANCE = 1000  # far beyond use; it keeps the arithmetic finite
 
 
-def check_prompts(prompt: Any, name: str = "prompt") -> list[str]:
+def check_prompts(prompt: Any, name: str = "prompt", *, may_be_empty: bool = False) -> list[str]:
     """A prompt or a list of them, as a list. Raises TypeError or ValueError naming one that is no text, or empty."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
@@ -32,7 +32,7 @@ def check_prompts(prompt: Any, name: str = "prompt") -> list[str]:
         where = name if isinstance(prompt, str) else f"{name}[{i}]"
         if not isinstance(text, str):
             raise TypeError(f"{where} is {text!r}; expected a string")
-        if not text.strip():
+        if not may_be_empty and not text.strip():
             raise ValueError(f"{where} is {text!r}, which is empty; describe an image")
     return list(prompts)
 

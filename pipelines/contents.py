@@ -1,21 +1,22 @@
-"""What lies in the folders of a cascade, by configs and headers alone: stages without memory, and where the rest is."""
+"""What lies in the folders of a cascade, by their configs alone: stages without memory, and where the rest is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cascade.build import build_stage, load_config
-from cascade.stage import Stage
-from pipelines.extras import find_folders, find_guard
+from cascade.build import build_stage
+from cascade.config import decode
+from cascade.stage import Stage, StageConfig
+from pipelines.deepfloyd import TEXT, find_text_encoder, read_configs
+from pipelines.extras import find_guard
+from pipelines.folders import find_folders
 from weights.deepfloyd import LICENCE, is_pipeline
-from weights.hub import resolve
-from weights.store import read_manifest
+from weights.store import CONFIG, WeightsError, read_json, read_manifest
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,28 @@ class Contents:
     licence: str
 
 
-def read_contents(
-    model: str | Path | None, upscalers: Sequence[str | Path] = (), variant: str | None = None
-) -> Contents:
-    """Of a cascade's folder, or of DeepFloyd IF in diffusers' layout. Raises WeightsError or ConfigError."""
-    folder = resolve(model, variant=variant)
-    folders, upscaler = find_folders(folder, upscalers, variant)
-    guarded = find_guard(folders, "safety_checker")
+def read_contents(model: str | Path | None, upscalers: Sequence[str | Path] = ()) -> Contents:
+    """Of a cascade, or of DeepFloyd IF in diffusers' layout; of a hub id no weights are fetched. Raises WeightsError or
+    ConfigError.
+    """
+    folders, upscaler = find_folders(model, upscalers)
+    folder = folders[0]
     if is_pipeline(folder):
-        from pipelines.deepfloyd import TEXT, find_text_encoder, open_stages
-
-        with ExitStack() as stack:
-            stages = [stage for stage, _ in open_stages(folders, variant, stack)]
-        encoder = find_text_encoder(folders, variant, stages[0].denoiser.network.text_width)
+        configs, licence = read_configs(folders), LICENCE
+        encoder = find_text_encoder(folders, configs[0].network.text_width)
         text = None if encoder is None else TEXT | {"model": None}
-        return Contents(stages, text, encoder, upscaler, guarded, LICENCE)
-    manifest = read_manifest(folder)
+    else:
+        manifest = read_manifest(folder)
+        configs, licence = [_read_config(folder / name) for name in manifest["stages"]], manifest["licence"]
+        text = manifest["text_encoder"]
+        encoder = folder if text is not None and text.get("model") is None else None
     with torch.device("meta"):
-        stages = [build_stage(load_config(folder, name)) for name in manifest["stages"]]
-    text = manifest["text_encoder"]
-    encoder = folder if text is not None and text.get("model") is None else None
-    return Contents(stages, text, encoder, upscaler, guarded, manifest["licence"])
+        stages = [build_stage(config) for config in configs]
+    return Contents(stages, text, encoder, upscaler, find_guard(folders, "safety_checker"), licence)
+
+
+def _read_config(folder: Path) -> StageConfig:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: the copy of this cascade is incomplete; copy or download it again")
+    return decode(StageConfig, read_json(path), str(path))

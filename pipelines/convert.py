@@ -35,22 +35,20 @@ def convert(
     """
     import torch
 
-    from pipelines.extras import find_folders
+    from pipelines.folders import fetch_folders
     from weights.deepfloyd import is_pipeline
-    from weights.hub import resolve
     from weights.store import WeightsError
 
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise WeightsError(f"{destination} exists already; choose another place")
     kind = None if dtype is None else getattr(torch, dtype)
-    folder = resolve(source, variant=variant)
-    if is_pipeline(folder):
-        folders, upscaler = find_folders(folder, upscalers, variant)
+    folders, upscaler = fetch_folders(source, upscalers, variant=variant)
+    if is_pipeline(folders[0]):
         from_diffusers(folders, upscaler, destination, variant, kind)
     elif upscalers:
         raise WeightsError(f"{source} is a cascade already; --upscalers are for a source in diffusers' layout")
     else:
-        to_diffusers(folder, destination, kind)
+        to_diffusers(folders[0], destination, kind)
     print(destination)
 
 
@@ -62,15 +60,14 @@ def from_diffusers(
     from cascade.card import model_card
     from cascade.chain import Cascade
     from cascade.config import encode
-    from pipelines.deepfloyd import TEXT, find_text_encoder, open_stages
+    from pipelines.deepfloyd import TEXT, open_all
     from pipelines.extras import UPSCALER
     from weights.deepfloyd import LICENCE
     from weights.store import StageFiles, save_cascade
 
     with ExitStack() as stack:
-        opened = open_stages(folders, variant, stack)
+        opened, encoder = open_all(folders, variant, stack)
         Cascade([stage for stage, _ in opened])  # refuses stages that do not fit
-        encoder = find_text_encoder(folders, variant, opened[0][0].denoiser.network.text_width)
         text = None if encoder is None else TEXT | {"model": None, "preprocessing": "lower", "vocabulary": None}
         made_from = {"converted_from": [folder.name for folder in folders]}
         manifest = {"text_encoder": text, "licence": LICENCE, "provenance": made_from}

@@ -1,11 +1,10 @@
 """Loading DeepFloyd IF from diffusers' layout: its stages, and one text encoder for all.
 
-Everything is checked by configs and headers before the first weight is read.
+Everything is checked by configs and headers before the first weight is read; by configs, before one is fetched.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,12 +14,13 @@ import torch
 
 from cascade.build import fill_deepfloyd, open_deepfloyd
 from cascade.chain import Cascade
-from cascade.stage import Stage
+from cascade.config import decode
+from cascade.stage import Stage, StageConfig
 from conditioning.captions import check_preprocessing
 from conditioning.text import TextEncoder
 from conditioning.tokenizer import MODEL_FILE
 from pipelines.extras import has
-from weights.deepfloyd import LICENCE, is_pipeline
+from weights.deepfloyd import LICENCE, is_pipeline, read_stage_config
 from weights.shards import TRANSFORMERS, StoredTensors, find_files
 from weights.store import WeightsError, read_json
 
@@ -28,33 +28,38 @@ from weights.store import WeightsError, read_json
 TEXT: dict[str, Any] = {"max_length": 77, "padding": "kept", "null_prompt": ""}
 
 
-def open_stages(folders: Sequence[Path], variant: str | None, stack: ExitStack) -> list[tuple[Stage, StoredTensors]]:
-    """The stages in some folders, without memory, and their tensors, which ``stack`` closes. Raises WeightsError."""
-    opened: list[tuple[Stage, StoredTensors]] = []
+def read_configs(folders: Sequence[Path]) -> list[StageConfig]:
+    """The configs of the stages in some folders. Raises WeightsError or ConfigError, also where one cannot follow the
+    other.
+    """
+    found: list[StageConfig] = []
     for folder in folders:
         if not is_pipeline(folder):
             raise WeightsError(
                 f"no model_index.json in {folder}: expected a DeepFloyd IF pipeline in diffusers' layout, which "
                 "upscalers must be too"
             )
-        before = opened[-1][0].config if opened else None
-        stage, stored = open_deepfloyd(folder, variant, before.resolution if before else None)
-        opened.append((stage, stack.enter_context(stored)))
-        if before and stage.config.low_resolution is None:
+        before = found[-1] if found else None
+        data = read_stage_config(folder, list(before.resolution) if before else None)
+        config = decode(StageConfig, data, str(folder))
+        if before and config.low_resolution is None:
             raise WeightsError(
                 f"{folder} is a stage I, which draws from noise; it cannot come after {before.name!r}. Give stage I as "
                 "the model, and stage II as upscalers"
             )
-        if before and not before.resolution < stage.config.resolution:
+        if before and not before.resolution < config.resolution:
             raise WeightsError(
-                f"{folder} draws {stage.config.resolution} and cannot enlarge what the stage before it draws, "
+                f"{folder} draws {config.resolution} and cannot enlarge what the stage before it draws, "
                 f"{before.resolution}"
             )
-    return opened
+        found.append(config)
+    return found
 
 
-def find_text_encoder(folders: Sequence[Path], variant: str | None, width: int | None) -> Path | None:
-    """The first folder with a text encoder, checked against the networks, if there is one. Raises WeightsError."""
+def find_text_encoder(folders: Sequence[Path], width: int | None) -> Path | None:
+    """The first folder with a text encoder, its configs checked against the networks', if there is one. Raises
+    WeightsError.
+    """
     for folder in folders:
         if has(folder, "text_encoder"):
             config = folder / "text_encoder" / "config.json"
@@ -63,9 +68,25 @@ def find_text_encoder(folders: Sequence[Path], variant: str | None, width: int |
                     raise WeightsError(f"{path} is missing; copy or download it again")
             if (found := read_json(config).get("d_model")) != width:
                 raise WeightsError(f"{config} has d_model = {found!r}; the networks take text {width} wide")
-            StoredTensors(find_files(folder / "text_encoder", TRANSFORMERS, variant)).close()
             return folder
     return None
+
+
+def open_all(
+    folders: Sequence[Path], variant: str | None, stack: ExitStack
+) -> tuple[list[tuple[Stage, StoredTensors]], Path | None]:
+    """The stages in some folders, without memory, with their tensors, which ``stack`` closes; and the folder with the
+    text encoder. Only configs and headers are read. Raises WeightsError or ConfigError.
+    """
+    configs = read_configs(folders)
+    encoder = find_text_encoder(folders, configs[0].network.text_width)
+    opened = []
+    for folder, config in zip(folders, configs, strict=True):
+        stage, stored = open_deepfloyd(folder, variant, config.low_resolution)
+        opened.append((stage, stack.enter_context(stored)))
+    if encoder is not None:
+        StoredTensors(find_files(encoder / "text_encoder", TRANSFORMERS, variant)).close()
+    return opened, encoder
 
 
 def load_deepfloyd(
@@ -82,12 +103,9 @@ def load_deepfloyd(
     text: dict[str, Any] = TEXT | {"preprocessing": "clean" if clean_caption else "lower"}
     check_preprocessing(text["preprocessing"])
     with ExitStack() as stack:
-        opened = open_stages(folders, variant, stack)
-        width = opened[0][0].denoiser.network.text_width
-        encoder = find_text_encoder(folders, variant, width)
+        opened, encoder = open_all(folders, variant, stack)
         parts = {"licence": LICENCE, "text_source": {"model": None}} | extras()
         cascade = Cascade([fill_deepfloyd(stage, stored, dtype) for stage, stored in opened])
     if encoder is not None:
         parts["text_encoder"] = TextEncoder.from_pretrained(encoder, dtype=dtype, variant=variant, **text)
-    warnings.warn(f"these weights are under the {LICENCE}", stacklevel=4)
     return parts | {"cascade": cascade}

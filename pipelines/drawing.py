@@ -1,24 +1,24 @@
-"""The drawing of a call: one stage after the other, each over all images, a batch at a time.
+"""The drawing of images: one stage after the other, each over all of them, a batch at a time.
 
 So a stage is brought to the device once, however many batches there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cascade.stage import Sampling
 from conditioning.text import TextEmbedding
-from pipelines.arguments import Canvas
 from pipelines.inpainting import keep_known
-from pipelines.upscaler import Upscaling
+from pipelines.micro_batches import MicroBatches
+from pipelines.settings import Settled
 
 if TYPE_CHECKING:
     from pipelines.text_to_image import Pipeline
@@ -28,100 +28,98 @@ Callback = Callable[["Pipeline", int, float, dict[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What a call has settled, one row per image. settings: of every stage of the cascade. first: the first to run.
-
-    upscaling: of the upscaler, if it runs, which reads the prompts.
+    """Images to draw, a row each, and how many at a time. text, null: both halves of guidance. prompts, negatives: what
+    the upscaler reads, if it runs.
     """
 
-    plan: Canvas
-    text: TextEmbedding | None
-    null: TextEmbedding | None
-    settings: Sequence[Sampling]
-    first: int
-    batch: int
-    upscaling: Upscaling | None = None
+    settled: Settled
+    seeds: Sequence[int]
+    batches: MicroBatches
+    text: TextEmbedding | None = None
+    null: TextEmbedding | None = None
     prompts: Sequence[str] = ()
     negatives: Sequence[str] | None = None
 
 
-def draw(pipe: Pipeline, seeds: Sequence[int], job: Job, callback: Callback | None) -> list[Tensor]:
-    """What each stage that runs has drawn, B 3 H W on the CPU. After an interruption, what there is by then."""
-    drawn: list[Tensor] = []
-    chunks = [slice(begin, begin + job.batch) for begin in range(0, len(seeds), job.batch)]
-    for i in range(len(job.plan.sizes)):
-        stage = pipe.cascade.stages[job.first + i]
-        start = 1.0 if i or job.plan.start is None else job.plan.start[0]
-        steps = len(stage.grid(job.settings[job.first + i], start)) - 1
-        parts: list[Tensor] = []
-        with (
-            pipe.at_work(stage, anchor=stage.denoiser.network.noise_embedding),
-            progress(pipe, stage.config.name, steps * len(chunks)) as bar,
-        ):
-            for chunk in chunks:
-                low_res = drawn[-1] if drawn else job.plan.low_res
-                parts.append(_draw_batch(pipe, seeds, job, i, chunk, low_res, callback, bar))
+def draw(
+    pipe: Pipeline, jobs: Sequence[Job], callback: Callback | None = None, *, bars: bool = True
+) -> list[list[Tensor]]:
+    """For each job what every stage that runs has drawn, B 3 H W on the CPU; once `pipe.interrupt` is set, what there
+    is by then. The jobs have the same stages and settings. bars: show the progress of each stage, if the pipeline does.
+
+    Raises MemoryError if a single image does not fit.
+    """
+    pipe.interrupt = False
+    settled, images = jobs[0].settled, sum(len(job.seeds) for job in jobs)
+    shown = pipe._progress if bars else {"disable": True}
+    drawn: list[list[Tensor]] = [[] for _ in jobs]
+    for number in range(settled.first, settled.last + 1):
+        with _at_work(pipe, settled, number, images, shown) as bar:
+            for job, stages in zip(jobs, drawn, strict=True):
+                low_res = stages[-1] if stages else job.settled.canvas.low_res
+                draw_rows = partial(_draw_rows, pipe, job, number, low_res, callback, bar)
+                parts = []
+                for part in job.batches.run(len(job.seeds), draw_rows):
+                    parts.append(part)
+                    if pipe.interrupt:
+                        break
+                stages.append(torch.cat(parts))
                 if pipe.interrupt:
-                    break
-        drawn.append(torch.cat(parts))
-        if pipe.interrupt:
-            return drawn
-    if job.upscaling is not None and pipe.upscaler is not None:
-        images = drawn[-1] if drawn else job.plan.low_res
-        assert images is not None
-        with (
-            pipe.at_work(*pipe.upscaler.modules),
-            progress(pipe, pipe.upscaler.name, job.upscaling.steps * len(images)) as bar,
-        ):
-            drawn.append(
-                pipe.upscaler(
-                    images,
-                    job.prompts,
-                    negative_prompts=job.negatives,
-                    seeds=seeds,
-                    settings=job.upscaling,
-                    on_step=bar.update,
-                )
-            )
+                    return drawn
     return drawn
 
 
-def _draw_batch(
-    pipe: Pipeline,
-    seeds: Sequence[int],
-    job: Job,
-    i: int,
-    chunk: slice,
-    low_res: Tensor | None,
-    callback: Callback | None,
-    bar: Any,
+@contextmanager
+def _at_work(pipe: Pipeline, settled: Settled, number: int, images: int, shown: Mapping[str, Any]) -> Iterator[tqdm]:
+    """A stage, or the upscaler, is on the device; a progress bar counts the steps of every image."""
+    if number == len(pipe.cascade) and pipe.upscaler is not None and settled.upscaling is not None:
+        modules, anchor, name = pipe.upscaler.modules, None, pipe.upscaler.name
+        steps = settled.upscaling.steps
+    else:
+        stage = pipe.cascade.stages[number]
+        modules, anchor, name = [stage], stage.denoiser.network.noise_embedding, stage.config.name
+        start = settled.canvas.start if number == settled.first else None
+        steps = len(stage.grid(settled.sampling[number], 1.0 if start is None else start[0])) - 1
+    options = {"total": steps * images, "desc": name, "leave": False, **shown}
+    with pipe.at_work(*modules, anchor=anchor), tqdm(**options) as bar:
+        yield bar
+
+
+def _draw_rows(
+    pipe: Pipeline, job: Job, number: int, low_res: Tensor | None, callback: Callback | None, bar: tqdm, rows: slice
 ) -> Tensor:
-    """Some of the images by stage number ``i`` of those that run; after an interruption, x0 as it is."""
-    number, plan = job.first + i, job.plan[chunk]
-    name = pipe.cascade.stages[number].config.name
-    known = None if plan.known is None or plan.mask is None else keep_known(plan.known, plan.mask)
-    begin = None if i or plan.start is None else (plan.start[0], plan.start[1].to(pipe.device))
+    """Some of a job's images by one stage, or by the upscaler; after an interruption, x0 as it is."""
+    settled, seeds = job.settled, job.seeds[rows]
+    low_res = None if low_res is None else low_res[rows]
+    if number == len(pipe.cascade) and pipe.upscaler is not None and settled.upscaling is not None:
+        assert low_res is not None
+        return pipe.upscaler(
+            low_res,
+            job.prompts[rows],
+            negative_prompts=None if job.negatives is None else job.negatives[rows],
+            seeds=seeds,
+            settings=settled.upscaling,
+            on_step=bar.update,
+        )
+    canvas, i = settled.canvas[rows], number - settled.first
+    known = None if canvas.known is None or canvas.mask is None else keep_known(canvas.known, canvas.mask)
     step = None
     for _, step in pipe.cascade.sample(
-        seeds[chunk],
-        [plan.sizes[i]],
-        text=None if job.text is None else job.text[chunk],
-        null=None if job.null is None else job.null[chunk],
-        samplings=[job.settings[number]],
-        image=None if low_res is None else low_res[chunk],
+        seeds,
+        [canvas.sizes[i]],
+        text=None if job.text is None else job.text[rows],
+        null=None if job.null is None else job.null[rows],
+        samplings=[settled.sampling[number]],
+        image=low_res,
         first=number,
-        start=begin,
+        start=None if i or canvas.start is None else (canvas.start[0], canvas.start[1].to(pipe.device)),
         after_step=known,
     ):
-        bar.update()
+        bar.update(len(seeds))
         if callback is not None:
-            callback(pipe, step.index, step.logsnr, {"stage": name, "z": step.z, "x0": step.x0})
+            stage = pipe.cascade.stages[number].config.name
+            callback(pipe, step.index, step.logsnr, {"stage": stage, "z": step.z, "x0": step.x0})
         if pipe.interrupt:
             return step.x0.cpu()
     assert step is not None
     return step.z.cpu()
-
-
-@contextmanager
-def progress(pipe: Pipeline, name: str, steps: int) -> Iterator[Any]:
-    with tqdm(**({"total": steps, "desc": name, "leave": False} | pipe._progress)) as bar:
-        yield bar

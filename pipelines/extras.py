@@ -1,5 +1,5 @@
-"""What acts on a cascade's finished images: an upscaler, DeepFloyd IF's safety checker and its watermark. Finding these
-among folders, loading and saving them.
+"""What acts on a cascade's finished images: an upscaler, DeepFloyd IF's safety checker and its watermark. Finding,
+loading and saving them.
 
 A pipeline in diffusers' layout names them in its index; a cascade's folder has them as upscaler/, safety_checker/ (with
 feature_extractor/) and watermarker/.
@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipelines.safety import SafetyChecker, load_watermarker
-from pipelines.upscaler import StableDiffusionUpscaler, check_upscaler, is_upscaler, own_variant
+from pipelines.upscaler import StableDiffusionUpscaler
 from weights.deepfloyd import is_pipeline
-from weights.hub import resolve
-from weights.shards import COMPONENTS
 from weights.store import WeightsError, read_json
 
 if TYPE_CHECKING:
@@ -25,40 +23,6 @@ if TYPE_CHECKING:
 
 GUARDS = ("safety_checker", "watermarker")
 UPSCALER = "upscaler"
-
-
-def find_folders(
-    folder: Path,
-    upscalers: Sequence[str | Path],
-    variant: str | None = None,
-    leave_out: Collection[str] = (),
-    **hub: Any,
-) -> tuple[list[Path], Path | None]:
-    """The folders of the stages, ``folder`` first, and that of the upscaler, if there is one: the last of
-    ``upscalers``, or a cascade's own. leave_out: components of the stages not to fetch. Raises WeightsError.
-    """
-    if isinstance(upscalers, str | Path):
-        raise TypeError(f"upscalers is {upscalers!r}; expected a list: [{str(upscalers)!r}]")
-    if is_upscaler(folder):
-        raise WeightsError(f"{folder} enlarges finished images; give it as the last of upscalers, behind a model")
-    stages, upscaler = [folder], folder / UPSCALER if (folder / UPSCALER).is_dir() else None
-    for each in upscalers:
-        if upscaler is not None:
-            raise WeightsError(f"{each} comes after {upscaler}, which enlarges finished images and must be the last")
-        if is_upscaler(resolve(each, leave_out=COMPONENTS, **hub)):  # as its index alone tells
-            upscaler = resolve(each, variant=variant, leave_out=GUARDS, **hub)
-            if own_variant(upscaler, variant) != variant:
-                upscaler = resolve(each, leave_out=GUARDS, **hub)
-        else:
-            stages.append(resolve(each, variant=variant, leave_out=["text_encoder", *leave_out], **hub))
-    if len(stages) > 1 and not is_pipeline(folder):
-        raise WeightsError(
-            f"upscalers are for a DeepFloyd IF pipeline in diffusers' layout, which {folder} is not; only a "
-            "StableDiffusionUpscalePipeline can follow any cascade"
-        )
-    if upscaler is not None:
-        check_upscaler(upscaler, variant)
-    return stages, upscaler
 
 
 def has(folder: Path, component: str) -> bool:

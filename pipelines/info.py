@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 def info(
     what: tyro.conf.Positional[str | None] = None,
     upscalers: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-u"])] = (),
-    variant: str | None = None,
     memory: bool = False,
     max_batch_size: int = 1,
 ) -> None:
@@ -21,8 +20,7 @@ def info(
     Args:
         what: A folder, a hub id, or a PNG; the embedded default if left out.
         upscalers: The stages after a DeepFloyd IF model, and a Stable Diffusion upscaler after any.
-        variant: Of the model's files, such as fp16.
-        memory: Say what it takes on the device, all at once and offloaded, without loading it.
+        memory: Say what it takes on the device, all at once and offloaded, without loading or fetching it.
         max_batch_size: How many images to draw at a time, for --memory.
     """
     if what is not None and Path(what).is_file():
@@ -32,11 +30,11 @@ def info(
         raise ValueError(f"--max-batch-size is {max_batch_size}; expected at least 1")
     from pipelines.contents import read_contents
 
-    contents = read_contents(what, upscalers, variant)
+    contents = read_contents(what, upscalers)
     if memory:
         from pipelines.memory import describe_memory, parts
 
-        print(describe_memory(parts(contents, max_batch_size, variant), max_batch_size))
+        print(describe_memory(parts(contents, max_batch_size), max_batch_size))
     else:
         print(describe_cascade(contents, what))
 

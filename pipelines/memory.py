@@ -1,11 +1,9 @@
-"""What a cascade needs of a device's memory, before anything is loaded: weights from configs and headers, what it works
-on counted on the meta device.
+"""What a cascade needs of a device's memory, before anything is loaded or fetched: its networks are built from their
+configs on the meta device, and what they work on is counted there.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,7 @@ from torch import nn
 from cascade.activations import peak_bytes, sampling_bytes
 from cascade.stage import Stage
 from pipelines.contents import Contents
-from pipelines.upscaler import WEIGHTS, own_variant
-from weights.shards import COMPONENTS, StoredTensors, find_files
+from weights.hub import resolve
 from weights.store import read_json
 
 DTYPES = (torch.float32, torch.bfloat16)  # float16 takes what bfloat16 takes
@@ -37,18 +34,15 @@ class Part:
     work: Mapping[torch.dtype, int]
 
 
-def parts(contents: Contents, images: int, variant: str | None = None) -> list[Part]:
+def parts(contents: Contents, images: int) -> list[Part]:
     """All parts of a cascade, in the order they are at work, drawing some images at a time. Raises WeightsError."""
-    found = []
     tokens = 0 if contents.text is None else contents.text["max_length"]
-    if contents.encoder is not None:
-        found.append(_text_encoder(contents.encoder, images, tokens, variant))
+    found = [] if contents.text is None else [_text_encoder(contents, images, tokens)]
     found += [_stage(stage, images, tokens) for stage in contents.stages]
     if contents.upscaler is not None:
-        found.append(_upscaler(contents.upscaler, contents.stages[-1].config.resolution, variant))
+        found.append(_upscaler(contents.upscaler, contents.stages[-1].config.resolution))
     if contents.safety_checker is not None:
-        stored = _headers(contents.safety_checker, ["safety_checker"], variant)
-        found.append(Part("safety checker", *stored, 0, dict.fromkeys(DTYPES, 0)))
+        found.append(_safety_checker(contents.safety_checker))
     return found
 
 
@@ -95,54 +89,65 @@ WAYS: dict[str, Callable[[Sequence[Part], torch.dtype], int]] = {
 
 
 def _stage(stage: Stage, images: int, tokens: int) -> Part:
-    layers = [sum(p.numel() for p in module.parameters(recurse=False)) for module in stage.modules()]
     anchor = sum(p.numel() for p in stage.denoiser.network.noise_embedding.parameters())
     work = {dtype: sampling_bytes(stage.to(dtype), images, tokens) for dtype in DTYPES}
-    return Part(stage.config.name, sum(layers), max(layers), anchor, work)
+    return Part(stage.config.name, *_sizes(stage), anchor, work)
 
 
-def _text_encoder(folder: Path, images: int, tokens: int, variant: str | None) -> Part:
+def _text_encoder(contents: Contents, images: int, tokens: int) -> Part:
     from transformers.models.t5.configuration_t5 import T5Config
     from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-    ids = torch.zeros(images, tokens, dtype=torch.long, device="meta")
+    text, folder = contents.text or {}, contents.encoder
+    if folder is None:
+        folder = resolve(text["model"], revision=text.get("revision"), weights=False)
+    config = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
     with torch.device("meta"):
-        model = T5EncoderModel(T5Config.from_pretrained(folder / "text_encoder")).eval()
-    work = _work(model, lambda: model(input_ids=ids))
-    return Part("text encoder", *_headers(folder, ["text_encoder"], variant), 0, work)
+        model = T5EncoderModel(T5Config.from_pretrained(config)).eval()
+    ids = torch.zeros(images, tokens, dtype=torch.long, device="meta")
+    return Part("text encoder", *_sizes(model), 0, _work(model, lambda: model(input_ids=ids)))
 
 
-def _upscaler(folder: Path, low: tuple[int, int], variant: str | None) -> Part:
+def _upscaler(folder: Path, low: tuple[int, int]) -> Part:
     """One image at a time, both halves of guidance, then the decoder."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel
 
-    unet_config, vae_config, text = (read_json(folder / part / "config.json") for part in WEIGHTS)
+    unet_config, vae_config = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    text = CLIPTextConfig.from_pretrained(folder / "text_encoder")
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(unet_config)
         vae: Any = AutoencoderKL.from_config(vae_config)
+        encoder = CLIPTextModel(text)
 
     def draw() -> None:
         kind = {"dtype": unet.dtype, "device": "meta"}
         latents = torch.empty(2, unet.config.in_channels, *low, **kind)
-        words = torch.empty(2, text["max_position_embeddings"], unet.config.cross_attention_dim, **kind)
+        words = torch.empty(2, text.max_position_embeddings, unet.config.cross_attention_dim, **kind)
         level = torch.zeros(2, dtype=torch.long, device="meta")
         unet(latents, level[0], words, class_labels=level)
         vae.decode(torch.empty(1, vae.config.latent_channels, *low, **kind))
 
     work = _work(nn.ModuleList([unet.eval(), vae.eval()]), draw)
-    return Part("upscaler", *_headers(folder, WEIGHTS, own_variant(folder, variant)), 0, work)
+    return Part("upscaler", *_sizes(nn.ModuleList([unet, vae, encoder])), 0, work)
+
+
+def _safety_checker(folder: Path) -> Part:
+    from diffusers.pipelines.deepfloyd_if.safety_checker import IFSafetyChecker
+    from transformers.models.clip.configuration_clip import CLIPConfig
+
+    with torch.device("meta"):
+        model = IFSafetyChecker(CLIPConfig.from_pretrained(folder / "safety_checker"))
+    return Part("safety checker", *_sizes(model), 0, dict.fromkeys(DTYPES, 0))
 
 
 def _work(module: nn.Module, work: Callable[[], Any]) -> dict[torch.dtype, int]:
     return {dtype: peak_bytes(work, module.to(dtype).parameters()) for dtype in DTYPES}
 
 
-def _headers(folder: Path, components: Sequence[str], variant: str | None) -> tuple[int, int]:
-    """How many parameters are stored, and how many of one layer."""
-    layers: Counter[str] = Counter()
-    for part in components:
-        with StoredTensors(find_files(folder / part, COMPONENTS[part], variant, optional=True)) as stored:
-            for name, shape in stored.shapes.items():
-                layers[f"{part}.{name.rpartition('.')[0]}"] += math.prod(shape)
-    return layers.total(), max(layers.values())
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """How many parameters there are, and how many of the largest layer."""
+    layers = (sum(p.numel() for p in each.parameters(recurse=False)) for each in module.modules())
+    return sum(p.numel() for p in module.parameters()), max(layers)

@@ -81,9 +81,17 @@ class Placement:
             modules += self.upscaler.modules
         self._offload = Offload(modules, device, sequential)
 
+    @property
+    def brings_stages(self) -> bool:
+        """Whether a stage comes to the device for its work and goes again, as a whole."""
+        return self._offload is not None and not self._offload.sequential
+
     def at_work(self, *modules: nn.Module, anchor: nn.Module | None = None) -> AbstractContextManager[None]:
         """While offloading, keep modules on the device; see `Offload.at_work`."""
         return nullcontext() if self._offload is None else self._offload.at_work(*modules, anchor=anchor)
 
     def encoder_at_work(self) -> AbstractContextManager[None]:
         return nullcontext() if self.text_encoder is None else self.at_work(self.text_encoder.model)
+
+    def checker_at_work(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.safety_checker is None else self.at_work(self.safety_checker.model)

@@ -68,17 +68,26 @@ def encode(pipe: Pipeline, prompts: list[str]) -> TextEmbedding:
 
 
 def away(pipe: Pipeline, negative: str | Sequence[str] | None, rows: int) -> TextEmbedding:
-    """What guidance leads away from, for `rows` prompts: the negative prompts, or no text."""
-    if negative is None:
+    """What guidance leads away from, for `rows` prompts: the negative prompts, and no text in place of an empty one.
+
+    What no text is, the cascade was trained with: T5("") in DeepFloyd IF's, nothing at all in others.
+    """
+    prompts = [""] * rows if negative is None else negatives(negative, rows)
+    said = [prompt for prompt in prompts if prompt.strip()]
+    if not said:
         if pipe.text_encoder is None:
             return TextEmbedding.null(rows, pipe.text_width or 0, device=pipe.device)
         return pipe.text_encoder.null(rows)
-    return encode(pipe, negatives(negative, rows))
+    embedded = encode(pipe, said)
+    if len(said) == rows or pipe.text_encoder is None:
+        return embedded
+    null, parts = pipe.text_encoder.null(1), (embedded[i : i + 1] for i in range(len(said)))
+    return TextEmbedding.cat([next(parts) if prompt.strip() else null for prompt in prompts])
 
 
 def negatives(negative: str | Sequence[str], rows: int) -> list[str]:
     """One per prompt. Raises TypeError or ValueError."""
-    found = check_prompts(negative, "negative_prompt")
+    found = check_prompts(negative, "negative_prompt", may_be_empty=True)
     if len(found) not in (1, rows):
         raise ValueError(f"negative_prompt has {len(found)} entries for {rows} prompts; give one, or one each")
     return found * (rows // len(found))

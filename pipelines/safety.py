@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conditioning.silence import no_progress_bars
 from pipelines.images import OutputType, from_tensor
 from weights.shards import COMPONENTS, StoredTensors, find_files
 from weights.store import WeightsError, check_tensors
@@ -37,7 +38,8 @@ class SafetyChecker:
         return cls(model.eval(), CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"))
 
     def save_pretrained(self, folder: Path) -> None:
-        self.model.save_pretrained(folder / "safety_checker")
+        with no_progress_bars():
+            self.model.save_pretrained(folder / "safety_checker")
         self.processor.save_pretrained(folder / "feature_extractor")
 
     @torch.no_grad()
@@ -87,4 +89,4 @@ def _load(model: nn.Module, folder: Path, variant: str | None, dtype: torch.dtyp
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         check_tensors(wanted, {name: stored.shapes[name] for name in names}, stored.where)
         model.load_state_dict({name: stored.read(name) for name in names})
-    model.to(dtype)
+    nn.Module.to(model, dtype)  # diffusers' own speaks of modules in float32, of which there are none

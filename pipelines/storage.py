@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from cascade.build import load_stage, stage_files, stage_folder
 from cascade.card import model_card
 from cascade.chain import Cascade
 from conditioning.text import TextEncoder
-from pipelines.extras import GUARDS, find_folders, load_extras, save_extras
-from weights.deepfloyd import is_pipeline
-from weights.hub import resolve
+from pipelines.deepfloyd import load_deepfloyd
+from pipelines.extras import GUARDS, load_extras, save_extras
+from pipelines.folders import fetch_folders
+from weights.deepfloyd import LICENCE, is_pipeline
 from weights.store import read_manifest, save_cascade
 
 if TYPE_CHECKING:
@@ -35,17 +37,20 @@ def load(
     **hub: Any,
 ) -> dict[str, Any]:
     """What `Pipeline` is made of. Raises WeightsError or ConfigError before the first weight is read, where a config or
-    a header shows what is wrong.
+    a header shows what is wrong. Warns of DeepFloyd's licence.
     """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype is {dtype!r}; expected torch.float32, torch.bfloat16 or torch.float16")
     leave_out = [name for name, wanted in zip(GUARDS, (safety_checker, watermark), strict=True) if not wanted]
-    folder = resolve(model, revision=revision, variant=variant, leave_out=leave_out, **hub)
-    stages, upscaler = find_folders(folder, upscalers, variant, leave_out, **hub)
+    stages, upscaler = fetch_folders(model, upscalers, revision=revision, variant=variant, leave_out=leave_out, **hub)
     extras = partial(load_extras, stages, upscaler, dtype=dtype, variant=variant, leave_out=leave_out)
-    if is_pipeline(folder):
-        from pipelines.deepfloyd import load_deepfloyd
-
-        return load_deepfloyd(stages, extras, dtype=dtype, variant=variant, clean_caption=clean_caption)
-    return _load_cascade(folder, extras, dtype, clean_caption, hub)
+    if is_pipeline(stages[0]):
+        parts = load_deepfloyd(stages, extras, dtype=dtype, variant=variant, clean_caption=clean_caption)
+    else:
+        parts = _load_cascade(stages[0], extras, dtype, clean_caption, hub)
+    if parts["licence"] == LICENCE:  # however they came here: it restricts their use
+        warnings.warn(f"these weights are under the {LICENCE}", stacklevel=4)
+    return parts
 
 
 def _load_cascade(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from torch import Tensor
 from cascade.chain import Cascade
 from cascade.thresholding import Thresholding
 from conditioning.text import TextEmbedding, TextEncoder
-from pipelines.arguments import check_prompts, number, seeds, whole_number
+from pipelines.arguments import check_prompts, seeds, whole_number
 from pipelines.drawing import Callback, Job, draw
 from pipelines.images import OUTPUT_TYPES, OutputType, mask_to_tensor, to_tensor
 from pipelines.metadata import EMBEDDED_NAME, describe
+from pipelines.micro_batches import MicroBatches
+from pipelines.migration import DRAWING, LOADING, instead
 from pipelines.placement import Placement
 from pipelines.prompting import away, both_halves, count_rows, encode, negatives
 from pipelines.safety import SafetyChecker, release
-from pipelines.settings import settle, settle_canvas
+from pipelines.settings import settle
 from pipelines.storage import load, save
 from pipelines.upscaler import Upscaler
 
@@ -88,6 +90,7 @@ class Pipeline(Placement):
         return len(self.cascade) + (self.upscaler is not None)
 
     @classmethod
+    @instead(LOADING)
     def from_pretrained(
         cls,
         model: str | Path | None = None,
@@ -151,11 +154,14 @@ class Pipeline(Placement):
     def encode_prompt(
         self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = None
     ) -> tuple[TextEmbedding, TextEmbedding]:
-        """The embeddings of the prompts and of what guidance leads away from: the negative prompts, or no text."""
+        """The embeddings of the prompts and of what guidance leads away from: the negative prompts, or no text where
+        there is none, or an empty one.
+        """
         prompts = check_prompts(prompt)
         with self.encoder_at_work():
             return encode(self, prompts), away(self, negative_prompt, len(prompts))
 
+    @instead(DRAWING)
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -190,6 +196,7 @@ class Pipeline(Placement):
 
         prompt: one or several; or prompt_embeds (and negative_prompt_embeds) from `encode_prompt`, beside which only an
             upscaler reads the prompt. A cascade without text takes neither.
+        negative_prompt: what guidance leads away from, one for all prompts or one each; "" is no text, as without it.
         height, width: of the result, in pixels; every stage draws its share.
         num_inference_steps, guidance_scale (1 is off), thresholding ("dynamic", "static", "none"), aug_level (in
             [0, 1], how far a stage may depart from its low-resolution image), sampler ("ddim", "ddpm", "dpmpp_2m",
@@ -201,36 +208,37 @@ class Pipeline(Placement):
         image: with start_stage, the low-resolution image which that stage enlarges; with strength in (0, 1], an image
             to vary, of the result's size; with mask_image (white where to draw), an image to fill in.
         start_stage, stop_after: the first and the last stage to run, counted from 0.
-        max_batch_size: images drawn at a time; all by default.
+        max_batch_size: images drawn at a time, all by default; halved where memory runs out.
         callback_on_step_end(pipe, i, logsnr, kwargs): after step i of a stage, not of the upscaler; kwargs has "stage"
             (its name), "z" and "x0" (B 3 H W in [-1, 1]).
 
         Raises TypeError or ValueError naming the bad value and the remedy, before any work starts.
         """
-        first = whole_number(start_stage, "start_stage", 0, len(self) - 1)
-        last = len(self) - 1 if stop_after is None else whole_number(stop_after, "stop_after", first, len(self) - 1)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
         per_prompt = whole_number(num_images_per_prompt, "num_images_per_prompt", 1)
-        settings, upscaling = settle(
+        given = None if image is None else to_tensor(image)
+        mask = None if mask_image is None else mask_to_tensor(mask_image)
+        settled = settle(
             self,
+            height=height,
+            width=width,
             num_inference_steps=num_inference_steps,
             timesteps=timesteps,
             guidance_scale=guidance_scale,
             thresholding=thresholding,
             aug_level=aug_level,
             sampler=sampler,
+            image=given,
+            strength=strength,
+            mask=mask,
+            start_stage=start_stage,
+            stop_after=stop_after,
         )
-        upscaled = last == len(self.cascade)
-        given = None if image is None else to_tensor(image)
-        mask = None if mask_image is None else mask_to_tensor(mask_image)
-        if strength is not None and number(strength, "strength", 0, 1) == 0:
-            raise ValueError("strength is 0, which changes nothing; expected (0, 1]")
-        plan, size = settle_canvas(self, first, last, height, width, given, strength, mask, upscaling)
 
         prompts = None if prompt is None else check_prompts(prompt)
         rows = count_rows(self, prompts, prompt_embeds, given)
-        if upscaled and prompts is None:
+        if settled.upscales and prompts is None:
             raise ValueError("the upscaler reads the prompt itself: give prompt, also beside prompt_embeds")
         count = rows * per_prompt
         for name, tensor in (("image", given), ("mask_image", mask)):
@@ -240,53 +248,54 @@ class Pipeline(Placement):
         drawn_seeds = seeds(seed, generator, count)
         led_from = None if negative_prompt is None else negatives(negative_prompt, rows)
         text, null = None, None
-        if first < len(self.cascade):
+        if settled.first < len(self.cascade):
             text, null = both_halves(self, prompts, negative_prompt, prompt_embeds, negative_prompt_embeds, rows)
 
         def per_image(values: Any) -> Any:
             return None if values is None else [values[k // per_prompt] for k in range(count)]
 
         job = Job(
-            plan.rows(rows, per_prompt),
+            replace(settled, canvas=settled.canvas.rows(rows, per_prompt)),
+            drawn_seeds,
+            MicroBatches(batch),
             None if text is None else text.repeat_interleave(per_prompt),
             None if null is None else null.repeat_interleave(per_prompt),
-            settings,
-            first,
-            batch,
-            upscaling if upscaled else None,
-            per_image(prompts),
+            per_image(prompts) or (),
             per_image(led_from),
         )
-        self.interrupt = False
-        stages = self._draw(drawn_seeds, job, callback_on_step_end)
-        drawn_seeds = drawn_seeds[: len(stages[-1])]  # an interruption leaves some out
+        (drawn,) = draw(self, [job], callback_on_step_end)
+        return self._output(job, drawn, output_type, return_intermediates)
+
+    def _output(
+        self, job: Job, drawn: Sequence[Tensor], output_type: OutputType = "pil", return_intermediates: bool = False
+    ) -> PipelineOutput:
+        """What each stage has drawn as a call gives it out, checked and marked; and what it takes to draw it again."""
+        settled = job.settled
+        own = {stage.config.name: each for stage, each in zip(self.cascade.stages, settled.sampling, strict=True)}
         metadata = [
             describe(
-                prompt=None if prompts is None else job.prompts[k],
+                prompt=job.prompts[k] if job.prompts else None,
                 negative_prompt=None if job.negatives is None else job.negatives[k],
-                seed=image_seed,
+                seed=job.seeds[k],
                 model=self.name,
                 loaded_with=self.loaded_with,
                 dtype=str(self.dtype).removeprefix("torch."),
-                size=size,
-                stages={stage.config.name: own for stage, own in zip(self.cascade.stages, settings, strict=True)},
-                upscaler=upscaling,
-                start_stage=first,
-                stop_after=last,
+                size=settled.size,
+                stages=own,
+                upscaler=settled.upscaling,
+                start_stage=settled.first,
+                stop_after=settled.last,
             )
-            for k, image_seed in enumerate(drawn_seeds)
+            for k in range(len(drawn[-1]))  # an interruption leaves some out
         ]
         released = [
-            release(images, output_type, self.safety_checker, self.watermarker, self._trained_height(number_, images))
-            for number_, images in enumerate(stages, first)
-            if return_intermediates or number_ == first + len(stages) - 1
+            release(images, output_type, self.safety_checker, self.watermarker, self._trained_height(number, images))
+            for number, images in enumerate(drawn, settled.first)
+            if return_intermediates or number == settled.first + len(drawn) - 1
         ]
         images, flagged = released[-1]
         intermediates = [each for each, _ in released] if return_intermediates else None
-        return PipelineOutput(images, drawn_seeds, metadata, intermediates, flagged)
-
-    def _draw(self, seeds: Sequence[int], job: Job, callback: Callback | None) -> list[Tensor]:
-        return draw(self, seeds, job, callback)
+        return PipelineOutput(images, list(job.seeds[: len(metadata)]), metadata, intermediates, flagged)
 
     def _trained_height(self, number: int, images: Tensor) -> int:
         """What a watermark is measured by: an upscaler knows no height, so that of its images."""

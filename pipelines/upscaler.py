@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.chain import Size
+from conditioning.silence import no_progress_bars, no_torchvision_advice
 from weights.shards import COMPONENTS, StoredTensors, find_files, has_weights
 from weights.store import WeightsError, read_json
 
@@ -88,17 +89,16 @@ class StableDiffusionUpscaler:
     def from_pretrained(cls, folder: Path, dtype: torch.dtype, variant: str | None = None) -> StableDiffusionUpscaler:
         """From a folder in diffusers' layout, checked first. Raises WeightsError."""
         check_upscaler(folder, variant)
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_upscale import (
-            StableDiffusionUpscalePipeline,
-        )
+        with no_torchvision_advice():
+            from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_upscale import (
+                StableDiffusionUpscalePipeline,
+            )
         from diffusers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-
-        from conditioning.text import quiet
 
         shown = is_progress_bar_enabled()
         disable_progress_bar()
         try:
-            with quiet(), warnings.catch_warnings():
+            with no_progress_bars(), warnings.catch_warnings():
                 # diffusers before it had `dtype` knows this name alone.
                 warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
                 pipe = StableDiffusionUpscalePipeline.from_pretrained(
@@ -168,7 +168,8 @@ class StableDiffusionUpscaler:
             nn.Module.to(module, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: Path) -> None:
-        self.pipe.save_pretrained(folder)
+        with no_progress_bars():
+            self.pipe.save_pretrained(folder)
 
 
 def is_upscaler(folder: Path) -> bool:
@@ -185,6 +186,13 @@ def own_variant(folder: Path, variant: str | None) -> str | None:
 
 def check_upscaler(folder: Path, variant: str | None = None) -> None:
     """Raise WeightsError naming what is missing or damaged, from configs and headers alone."""
+    check_configs(folder)
+    for part in WEIGHTS:
+        StoredTensors(find_files(folder / part, COMPONENTS[part], own_variant(folder, variant))).close()
+
+
+def check_configs(folder: Path) -> None:
+    """The same from the configs alone."""
     index = read_json(folder / "model_index.json")
     for part, name in CONFIGS.items():
         library = (index.get(part) or [None])[0]
@@ -194,5 +202,3 @@ def check_upscaler(folder: Path, variant: str | None = None) -> None:
             raise WeightsError(
                 f"{folder / part / name} is missing; a {KIND} has {', '.join(CONFIGS)}: download it again"
             )
-    for part in WEIGHTS:
-        StoredTensors(find_files(folder / part, COMPONENTS[part], own_variant(folder, variant))).close()

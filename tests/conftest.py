@@ -45,7 +45,7 @@ def text_encoder(tmp_path_factory):
     from transformers.models.t5.configuration_t5 import T5Config
     from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-    from cascade.training.span_corruption import train_tokenizer
+    from cascade.training.tokenizer import train_tokenizer
     from conditioning.text import TextEncoder
 
     tokenizer = train_tokenizer(CAPTIONS, tmp_path_factory.mktemp("tokenizer"), vocab_size=400)
@@ -95,3 +95,18 @@ def pipe(text_encoder):
     pipe = Pipeline(Cascade(tiny_stages()), text_encoder, licence="Apache-2.0")
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def batch(pipe, tmp_path):
+    """Draw three images of each prompt into a folder of tmp_path."""
+    from batch_runs import PROMPTS
+
+    from pipelines.batch import generate_batch
+
+    def run(folder="run", prompts=PROMPTS, **options):
+        return generate_batch(
+            pipe, prompts, tmp_path / folder, **{"images_per_prompt": 3, "seed": 5, "progress": False} | options
+        )
+
+    return run

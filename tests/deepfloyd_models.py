@@ -132,7 +132,7 @@ def save_pipeline(folder: Path, config: dict[str, Any], encoder: Any, variant: s
     return pipe
 
 
-def tiny_t5(text_encoder: TextEncoder) -> TextEncoder:
+def tiny_t5(text_encoder: TextEncoder, width: int = TEXT_WIDTH) -> TextEncoder:
     """A T5 as wide as the networks expect, with the tokenizer of another."""
     from transformers.models.t5.configuration_t5 import T5Config
     from transformers.models.t5.modeling_t5 import T5EncoderModel
@@ -140,7 +140,7 @@ def tiny_t5(text_encoder: TextEncoder) -> TextEncoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         size = text_encoder.tokenizer.size
-        config = T5Config(vocab_size=size, d_model=TEXT_WIDTH, d_kv=4, d_ff=24, num_layers=2, num_heads=4)
+        config = T5Config(vocab_size=size, d_model=width, d_kv=4, d_ff=24, num_layers=2, num_heads=4)
         return TextEncoder(T5EncoderModel(config), text_encoder.tokenizer, max_length=77)
 
 

@@ -73,7 +73,10 @@ def test_a_bad_line_shows_in_the_exit_status(folder, capsys):
         (["prompts.txt", "-o", "run", "--steps", "0"], "at least 1"),
         (["prompts.txt", "-o", "prompts.txt"], "prompts.txt"),
         (["prompts.txt", "-o", "run", "--device", "cuda"], "finds no GPU"),
-        (["prompts.txt", "-o", "run", "-n", "0"], "images_per_prompt is 0"),
+        (["prompts.txt", "-o", "run", "-n", "0"], "error: --images is 0; expected at least 1"),
+        (["prompts.txt", "-o", "run", "--batch-size", "0"], "error: --batch-size is 0; expected at least 1"),
+        (["prompts.txt", "-o", "run", "--steps", "4", "0"], "error: --steps is 0; expected at least 1"),
+        (["prompts.txt", "-o", "run", "--guidance", "-1"], "error: --guidance is -1.0; expected a number in [0, 1000]"),
     ],
 )
 def test_bad_input_is_one_line(folder, capsys, arguments, message):
@@ -85,10 +88,10 @@ def test_bad_input_is_one_line(folder, capsys, arguments, message):
 
 
 def test_no_memory_is_one_line(folder, capsys, monkeypatch, pipe):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr(type(pipe), "_draw", fail)
+    monkeypatch.setattr(type(pipe.cascade), "sample", fail)
     assert command("prompts.txt", "-o", "run") == 2
     assert "error: there is not enough memory for a single image" in capsys.readouterr().err
 

@@ -30,19 +30,20 @@ def work(model, out, rank, world, batch_size, log):
     """What a worker does: its share; the first seed of each group that it draws goes into the log."""
     import torch
 
+    from cascade.chain import Cascade
     from pipelines.batch import generate_batch
     from pipelines.process import Process
-    from pipelines.text_to_image import Pipeline
 
     torch.set_num_threads(1)
-    draw = Pipeline._draw
+    sample = Cascade.sample
 
-    def logged(self, seeds, *rest):
-        with open(log, "a") as file:
-            file.write(f"{seeds[0]}\n")
-        return draw(self, seeds, *rest)
+    def logged(self, seeds, *sizes, first=0, **options):
+        if first == 0:
+            with open(log, "a") as file:
+                file.write(f"{seeds[0]}\n")
+        return sample(self, seeds, *sizes, first=first, **options)
 
-    Pipeline._draw = logged
+    Cascade.sample = logged
     prompts = [CAPTIONS[i % len(CAPTIONS)] for i in range(PROMPTS)]
     process = Process(rank, world)
     generate_batch(model, prompts, out, batch_size=batch_size, process=process, progress=False, **FASTEST)

@@ -8,13 +8,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
 
 import deepfloyd
+import deepfloyd_contest as contest
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["I-M", "II-M"])
 def test_the_tables(network: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(deepfloyd.CHANNELS, network, [64] * len(deepfloyd.CHANNELS[network]))
-    monkeypatch.setattr(deepfloyd, "TEXT_WIDTH", 64)
+    monkeypatch.setitem(contest.CHANNELS, network, [64] * len(contest.CHANNELS[network]))
+    monkeypatch.setattr(contest, "TEXT_WIDTH", 64)
     deepfloyd.main(
         networks=(network,), divide=1, dtypes=("float32",), batches=(1,), side=32, steps=2, runs=1, device="cpu"
     )

@@ -16,7 +16,6 @@ from tiny_clip import save_tiny_clip
 
 from pipelines import cli
 from pipelines.batch import read_run
-from pipelines.evaluation.captioned import read_captioned
 from pipelines.evaluation.coco import cached_features, draw_captions
 from pipelines.evaluation.curve import curve
 from pipelines.evaluation.metrics import Moments, frechet_distance, open_features
@@ -42,80 +41,6 @@ def photos(tmp_path):
         lines.append(json.dumps({"file_name": f"{i}.png", "text": text}))
     (tmp_path / "photos" / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return tmp_path / "photos"
-
-
-class TestCaptioned:
-    def test_an_imagefolder(self, photos):
-        found = read_captioned(photos)
-        assert found.images == [photos / f"{i}.png" for i in range(6)]
-        assert [record.prompt for record in found.captions] == CAPTIONS
-        assert found.captions[2].extra == {"file_name": "2.png"}
-
-    def test_several_captions_of_an_image(self, photos):
-        lines = [{"file_name": "0.png", "text": ["a", "b"]}, {"file_name": "1.png", "text": "c"}]
-        lines.append({"file_name": "0.png", "text": "d"})
-        (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        found = read_captioned(photos)
-        assert found.images == [photos / "0.png", photos / "1.png"]
-        assert [record.prompt for record in found.captions] == ["a", "b", "d", "c"]
-
-    def test_texts_beside_images(self, tmp_path):
-        for name in ("b/x.jpg", "a.png"):
-            write_image(tmp_path / name)
-            (tmp_path / name).with_suffix(".txt").write_text(f"first of {name}\n\nsecond\n")
-        found = read_captioned(tmp_path)
-        assert found.images == [tmp_path / "a.png", tmp_path / "b" / "x.jpg"]
-        assert [record.prompt for record in found.captions] == [
-            "first of a.png",
-            "second",
-            "first of b/x.jpg",
-            "second",
-        ]
-
-    @pytest.mark.parametrize("given", ["", "annotations/captions_val2014.json"])
-    def test_coco(self, tmp_path, given):
-        images = [{"id": 9, "file_name": "COCO_9.jpg"}, {"id": 4, "file_name": "COCO_4.jpg"}]
-        images.append({"id": 5, "file_name": "COCO_5.jpg"})
-        for image in images:
-            write_image(tmp_path / "val2014" / image["file_name"])
-        annotations = [{"image_id": i, "caption": f"{text} "} for i, text in ((4, "a cat"), (9, "a dog"), (4, "a mat"))]
-        (tmp_path / "annotations").mkdir()
-        content = json.dumps({"images": images, "annotations": annotations})
-        (tmp_path / "annotations" / "captions_val2014.json").write_text(content)
-        found = read_captioned(tmp_path / given)
-        assert [path.name for path in found.images] == ["COCO_9.jpg", "COCO_4.jpg", "COCO_5.jpg"]  # captions or not
-        assert [record.prompt for record in found.captions] == ["a dog", "a cat", "a mat"]
-        (tmp_path / "annotations" / "captions_train2014.json").write_text(content)
-        if not given:
-            with pytest.raises(ValueError, match=r"captions_train2014\.json, captions_val2014\.json; give the path"):
-                read_captioned(tmp_path)
-
-    @pytest.mark.parametrize(
-        ("line", "message"),
-        [
-            ('{"file_name": "missing.png", "text": "x"}', r"no image .*missing\.png"),
-            ('{"file_name": "../0.png", "text": "x"}', "line 1: .*outside of the folder"),
-            ('{"file_name": "0.png"}', "line 1: expected an object with file_name and text"),
-            ("{", "line 1: expected an object"),
-            ('{"file_name": "0.png", "text": " "}', r"a caption of .*0\.png: the prompt is empty"),
-            ('{"file_name": "0.png", "text": 3}', r"a caption of .*0\.png: the prompt is 3"),
-            ("", "no captions in"),
-        ],
-    )
-    def test_bad_metadata(self, photos, line, message):
-        (photos / "metadata.jsonl").write_text(line)
-        with pytest.raises(ValueError, match=message):
-            read_captioned(photos)
-
-    def test_other_folders(self, photos, tmp_path):
-        with pytest.raises(ValueError, match="no folder"):
-            read_captioned(tmp_path / "missing")
-        (photos / "metadata.jsonl").unlink()
-        with pytest.raises(ValueError, match=r"no 0\.txt beside"):
-            read_captioned(photos)
-        (photos / "captions_x.json").write_text('{"images": [{"id": 1}]}')
-        with pytest.raises(ValueError, match="no file of COCO captions"):
-            read_captioned(photos)
 
 
 RECORDS = [PromptRecord(f"number {i}") for i in range(100)]
@@ -227,6 +152,15 @@ def test_without_clip_there_is_no_curve(evaluate, tmp_path, capsys):
     assert results["results"][0]["clip_score"] is None
 
 
+def test_it_loads_and_draws_as_the_other_commands_do(evaluate, tmp_path):
+    options = ["--thresholding", "static", "--steps", "2", "--sr-guidance", "2", "--offload", "model"]
+    assert evaluate("--guidance", "1", "--few", *options) == 0
+    settings = read_run(tmp_path / "out" / "guidance-1").settings
+    for name, scale in (("base-8", 1), ("sr-16", 2)):
+        stage = settings["stages"][name]
+        assert (stage["thresholding"]["kind"], stage["steps"], stage["guidance_scale"]) == ("static", 2, scale)
+
+
 def test_other_captions_are_not_mixed_in(evaluate, capsys):
     assert evaluate("--guidance", "1", "--few") == 0
     assert evaluate("--guidance", "1", "--few", "--seed", "1") == 2
@@ -249,6 +183,7 @@ def test_references_smaller_than_the_images_are_warned_about(evaluate, photos):
         (["--guidance", "--few"], "expected one scale or more, each once"),
         (["--guidance", "1", "--features", "vgg"], "expected toybox, inception:FILE"),
         (["--guidance", "1", "--few", "--clip", "./none"], "no folder './none'"),
+        (["--guidance", "1", "--few", "--timesteps", "x"], "timesteps is 'x'; expected falling whole numbers"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(evaluate, tmp_path, capsys, arguments, message):

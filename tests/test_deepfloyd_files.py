@@ -36,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, text_encoder: TextEncoder) ->
     return root
 
 
-def load(*folders: Path, **options: Any) -> Pipeline:
+def load(*folders: str | Path, **options: Any) -> Pipeline:
     pipe = Pipeline.from_pretrained(folders[0], upscalers=folders[1:], **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -167,6 +167,19 @@ def test_the_hub_is_asked_for_no_more_than_is_needed(
     assert "code.py" not in fake.fetched
     hub.resolve("someone/IF", variant=variant)
     assert any(name.startswith("text_encoder/") and name.endswith((".bin", ".safetensors")) for name in fake.fetched)
+
+
+def test_what_does_not_belong_together_is_refused_before_weights_are_fetched(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeHub(root / "IF-II", tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
+    with pytest.raises(WeightsError, match="cannot enlarge what the stage before it draws"):
+        Pipeline.from_pretrained("DeepFloyd/IF-II-M-v1.0", upscalers=["DeepFloyd/IF-II-M-v1.0"])
+    assert "unet/config.json" in fake.fetched
+    assert not [name for name in fake.fetched if name.endswith(".safetensors")]
+    load("DeepFloyd/IF-II-M-v1.0")
+    assert "unet/diffusion_pytorch_model.safetensors" in fake.fetched
 
 
 # Safety checker and watermark
@@ -310,7 +323,7 @@ def test_another_dtype_and_one_stage(root: Path, tmp_path: Path) -> None:
         (["{root}/nothing", "{new}"], "no folder"),
         (["{root}/IF-I", "{new}", "--variant", "fp16"], "ask for no variant"),
         (["{toybox}", "{new}"], "is not of DeepFloyd IF's architecture"),
-        (["{toybox}", "{new}", "-u", "{root}/IF-II"], "is a cascade already"),
+        (["{toybox}", "{new}", "-u", "{root}/IF-II"], "upscalers are for a DeepFloyd IF pipeline"),
     ],
 )
 def test_what_cannot_be_converted(arguments: list[str], message: str, root: Path, tmp_path: Path, capsys: Any) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from deepfloyd_models import TEXT_WIDTH, save_both, save_pipeline, tiny_t5, unet_config
+from deepfloyd_models import TEXT_WIDTH, VARIANTS, save_both, save_pipeline, tiny_t5, unet_config
 
 from cascade import Pipeline
 from cascade.config import ConfigError
 from cascade.randomness import Draws
 from conditioning.text import TextEmbedding, TextEncoder
+from pipelines.cli import main
 from weights.store import WeightsError
 
 pytestmark = [
@@ -40,10 +41,10 @@ def pipe(saved: tuple[Path, Any, Any]) -> Pipeline:
     return pipe
 
 
-def same_noise(monkeypatch: pytest.MonkeyPatch, seeds: list[int], stage: int) -> None:
+def same_noise(monkeypatch: pytest.MonkeyPatch, seeds: list[int], stage: int, enlarges: bool = False) -> None:
     """Let diffusers draw what `Draws` gives a stage: x_T, for stage II the low-resolution noise, then every step's."""
     draws = Draws(seeds, stage)
-    purposes = iter(["start", "augmentation"][: stage + 1])
+    purposes = iter(["start", "augmentation"] if stage or enlarges else ["start"])
 
     def randn_tensor(shape: tuple[int, ...], dtype: torch.dtype, **_: Any) -> torch.Tensor:
         return draws.normal(next(purposes, "steps"), tuple(shape[1:])).to(dtype)
@@ -90,6 +91,11 @@ CALLS: dict[str, tuple[dict, dict, dict]] = {
         {"num_inference_steps": 3, "negative_prompt": ["a house", "A CAR"]},
         {"num_inference_steps": 3, "negative_prompt": ["a house", "A CAR"]},
     ),
+    "an empty negative prompt among others": (
+        {"num_inference_steps": 3, "negative_prompt": ["", "A CAR"]},
+        {"num_inference_steps": 3, "negative_prompt": ["", "A CAR"]},
+        {"num_inference_steps": 3, "negative_prompt": ["", "A CAR"]},
+    ),
     "without guidance": (
         {"num_inference_steps": 3, "guidance_scale": 1.0},
         {"num_inference_steps": 3, "guidance_scale": 1.0},
@@ -110,6 +116,24 @@ def test_the_images_are_those_of_diffusers(call: str, saved: Any, pipe: Pipeline
         assert found.shape == wanted.shape
         assert wanted.std() > 0.1
         assert relative_error(found, wanted) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "fixed" not in name])  # diffusers' pipelines need 6
+def test_ten_steps_of_every_kind_of_network(
+    variant: str, text_encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = unet_config(**VARIANTS[variant])
+    theirs = save_pipeline(tmp_path / "IF", config, tiny_t5(text_encoder, config["encoder_hid_dim"] or 64))
+    pipe = Pipeline.from_pretrained(tmp_path / "IF")
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(2, 3, 8, 8) if config["in_channels"] == 6 else None
+    (found,) = last_of_each_stage(pipe, prompt=PROMPTS, seed=5, num_inference_steps=10, image=image)
+    same_noise(monkeypatch, [5, 6], 0, enlarges=image is not None)
+    known: dict[str, Any] = {} if image is None else {"image": image * 2 - 1}
+    wanted = theirs(PROMPTS, num_inference_steps=10, clean_caption=False, output_type="pt", **known).images
+    assert wanted.std() > 0.1
+    assert relative_error(found, wanted) <= 1e-4
 
 
 def test_the_thresholds_are_at_work_in_both_stages(saved: Any, pipe: Pipeline) -> None:
@@ -168,6 +192,16 @@ def test_embeddings_are_those_of_diffusers(saved: Any, pipe: Pipeline) -> None:
     torch.testing.assert_close(text.tokens, wanted, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(null.tokens, negative, rtol=1e-5, atol=1e-6)
     assert text.visible.all()
+
+
+def test_an_empty_negative_prompt_is_what_diffusers_takes_for_none(saved: Any, pipe: Pipeline) -> None:
+    def null(prompts: Any, negative: Any) -> torch.Tensor:
+        return pipe.encode_prompt(prompts, negative)[1].tokens
+
+    for prompts, negative in (("a ball", ""), (PROMPTS, [" ", ""]), (PROMPTS, ["", "a house"])):
+        wanted = saved[1].encode_prompt(prompts, negative_prompt=negative, clean_caption=False)[1]
+        torch.testing.assert_close(null(prompts, negative), wanted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(null(PROMPTS, ""), null(PROMPTS, None))
 
 
 def test_no_text_is_encoded_once(pipe: Pipeline) -> None:
@@ -275,6 +309,10 @@ DAMAGES: dict[str, tuple[Any, str]] = {
         lambda at: change(at / "unet/config.json", mid_block_type="UNetMidBlock2DCrossAttn"),
         "mid_block_type = 'UNetMidBlock2DCrossAttn'",
     ),
+    "a value of another kind": (
+        lambda at: change(at / "unet/config.json", block_out_channels="64"),
+        "IF-II: a config has a value of a kind that it cannot have",
+    ),
     "another width": (
         lambda at: change(at / "unet/config.json", time_embedding_dim=128),
         r"misshapen: .*time_embedding.linear_1.weight \(64, 96\), expected \(128, 96\)",
@@ -332,6 +370,25 @@ def test_a_hub_id_without_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("default:these weights are under")
-def test_the_licence_is_named(saved: Any) -> None:
-    with pytest.warns(UserWarning, match="these weights are under the DeepFloyd IF License Agreement"):
-        Pipeline.from_pretrained(saved[0] / "IF-I")
+def test_the_licence_is_named_once_however_the_weights_are_kept(saved: Any, tmp_path: Path) -> None:
+    def load(*folders: Path) -> Pipeline:
+        with pytest.warns(UserWarning, match="these weights are under the DeepFloyd IF License Agreement") as told:
+            pipe = Pipeline.from_pretrained(folders[0], upscalers=folders[1:])
+        (licence,) = [each for each in told if "License" in str(each.message)]
+        assert licence.filename == __file__  # where it was asked for
+        return pipe
+
+    load(saved[0] / "IF-I", saved[0] / "IF-II").save_pretrained(tmp_path / "saved")
+    assert main(["convert", str(saved[0] / "IF-II"), str(tmp_path / "converted")]) == 0
+    for folder in (tmp_path / "saved", tmp_path / "converted"):
+        load(folder)
+        assert "Licence: DeepFloyd IF License Agreement" in (folder / "README.md").read_text()
+
+
+def test_loading_options_of_diffusers_are_answered_with_ours(saved: Any) -> None:
+    with pytest.raises(TypeError, match="Pipeline takes no torch_dtype, as diffusers' do: give dtype"):
+        Pipeline.from_pretrained(saved[0] / "IF-I", torch_dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"dtype is 'float16'; expected .*torch\.float16"):
+        Pipeline.from_pretrained(saved[0] / "IF-I", dtype="float16")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'surprise'"):
+        Pipeline.from_pretrained(saved[0] / "IF-I", surprise=1)

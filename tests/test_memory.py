@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from deepfloyd_models import save_both, tiny_t5
+from test_deepfloyd_files import FakeHub
 from tiny_upscaler import save_tiny_upscaler
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -70,7 +73,7 @@ def test_it_is_what_torch_allocates(number: int, root: Path) -> None:
         next(stage.sample(Draws(range(3), 0), config.resolution, text=text, null=text, low_res=low_res))
 
     step()
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         step()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = most = 0
@@ -99,6 +102,28 @@ def test_the_parts_are_those_that_are_loaded(root: Path, monkeypatch: pytest.Mon
         assert 0 < part.work[torch.bfloat16] < part.work[torch.float32]
     more = parts(read_contents(root / "IF-I"), images=4)
     assert more[1].work[torch.float32] == pytest.approx(2 * found[1].work[torch.float32], rel=0.05)
+
+
+def test_of_a_hub_id_no_weights_are_fetched(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Nor of the text encoder that a cascade names."""
+    Pipeline.from_pretrained(root / "IF-I").save_pretrained(tmp_path / "named")
+    shutil.rmtree(tmp_path / "named" / "text_encoder")
+    manifest = json.loads((tmp_path / "named" / "cascade.json").read_text())
+    manifest["text_encoder"] |= {"model": "deep/IF-I", "revision": "main"}
+    (tmp_path / "named" / "cascade.json").write_text(json.dumps(manifest))
+    places = {name: root / name for name in ("IF-I", "IF-II", "x2")} | {"named": tmp_path / "named"}
+    hubs = {f"deep/{name}": FakeHub(at, tmp_path / "cache" / name) for name, at in places.items()}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda model, **call: hubs[model](model, **call))
+    for words, stages in ((["deep/IF-I", "-u", "deep/IF-II", "deep/x2"], 2), (["deep/named"], 1)):
+        assert cli.main(["info", *words, "--memory"]) == 0
+        shown = capsys.readouterr().out
+        for name in ("text encoder", "base-16", "sr-32", "upscaler")[: 1 + stages]:
+            assert re.search(rf"^{name} +\d", shown, re.MULTILINE)
+    fetched = [name for hub in hubs.values() for name in hub.fetched]
+    assert {"unet/config.json", "text_encoder/config.json", "stage-0-base-16/config.json"} <= set(fetched)
+    assert not [name for name in fetched if name.endswith((".safetensors", ".bin"))]
 
 
 def test_the_ways() -> None:

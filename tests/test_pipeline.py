@@ -62,6 +62,18 @@ class TestImages:
         assert (draw(None, 3.0) - draw("a blue house", 3.0)).abs().max() > 1e-4
         assert torch.equal(draw(None, 1.0), draw("a blue house", 1.0))
 
+    def test_an_empty_negative_prompt_is_no_text(self, pipe):
+        def null(negative):
+            return pipe.encode_prompt(PROMPTS, negative)[1]
+
+        for empty in ("", " ", ["", " "]):
+            assert torch.equal(null(empty).tokens, null(None).tokens)
+        mixed, said = null(["", "a blue house"]), null("a blue house")
+        assert torch.equal(mixed.tokens[1], said.tokens[1])
+        assert mixed.mask.sum(dim=1).tolist() == [1, said.mask[1].sum()]
+        assert (mixed.tokens[0] == 0).all()
+        assert torch.equal(tensor(pipe, "a red car", "", seed=0), tensor(pipe, "a red car", seed=0))
+
     def test_embeddings_instead_of_prompts(self, pipe):
         embeds, null = pipe.encode_prompt(PROMPTS, "a blue ball")
         given_ = tensor(pipe, prompt_embeds=embeds, negative_prompt_embeds=null, seed=0)
@@ -255,7 +267,10 @@ BAD = [
     ({"prompt": ["a", None]}, r"prompt\[1\]"),
     ({"prompt": None}, "give prompt or prompt_embeds"),
     ({"negative_prompt": ["a", "b"]}, "2 entries for 1 prompts"),
-    ({"negative_prompt": ""}, "empty"),
+    ({"negative_prompt": []}, "empty list"),
+    ({"negative_prompt": ["a", None]}, r"negative_prompt\[1\] is None"),
+    ({"noise_level": 250}, "aug_level=0.25 for noise_level=250"),
+    ({"clean_caption": True}, "give it to Pipeline.from_pretrained"),
     ({"num_inference_steps": 0}, "at least 1"),
     ({"num_inference_steps": 2.5}, "2.5"),
     ({"num_inference_steps": [1, 2, 3]}, "3 values and the cascade 2 stages"),

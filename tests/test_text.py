@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.training.span_corruption import train_tokenizer
+from cascade.training.tokenizer import train_tokenizer
 from conditioning import TextEmbedding, TextEncoder, Tokenizer
 
 LINES = [

@@ -252,6 +252,23 @@ def test_a_damaged_one_is_named_before_any_weight_is_read(
         load(root, "IF-I", tmp_path / "x2")
 
 
+@pytest.mark.slow
+def test_loading_and_saving_say_no_more_than_the_licence(root: Path, tmp_path: Path) -> None:
+    """In a process of its own: libraries say things once."""
+    import subprocess
+    import sys
+
+    code = "import sys; from cascade import Pipeline; Pipeline.from_pretrained(sys.argv[1], upscalers=sys.argv[2:4])"
+    words = [str(root / "IF-I"), str(root / "IF-II"), str(root / "x2"), str(tmp_path / "saved")]
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}.save_pretrained(sys.argv[4])", *words], capture_output=True, text=True
+    )
+    assert run.returncode == 0
+    (warning,) = [line for line in run.stderr.splitlines() if not line.startswith(" ")]
+    assert "these weights are under the DeepFloyd IF License Agreement" in warning
+    assert run.stdout == ""
+
+
 def test_its_place(root: Path) -> None:
     with pytest.raises(WeightsError, match="give it as the last of upscalers, behind a model"):
         load(root, "x2")

@@ -52,7 +52,10 @@ def read_stage_config(folder: Path, low_resolution: list[int] | None = None) -> 
         if not path.is_file():
             raise WeightsError(f"{path} is missing: a {kind} has {', '.join(needed)}; copy or download it again")
         configs[part] = read_json(path)
-    return stage_config(configs, str(folder), low_resolution)
+    try:
+        return stage_config(configs, str(folder), low_resolution)
+    except (TypeError, ZeroDivisionError) as error:
+        raise WeightsError(f"{folder}: a config has a value of a kind that it cannot have ({error})") from error
 
 
 def stage_config(

@@ -22,14 +22,15 @@ def resolve(
     token: str | None = None,
     local_files_only: bool = False,
     leave_out: Collection[str] = (),
+    weights: bool = True,
 ) -> Path:
     """The local folder of a cascade, or of a pipeline in diffusers' layout.
 
     model: None, the embedded default; an existing folder; or a hub id such as "someone/cascade", whose JSON,
     safetensors, tokenizer and text files are fetched once and then found in the cache, with or without network. Of a
     pipeline in diffusers' layout, the weights of ``variant`` are fetched, legacy `.bin` files where there is nothing
-    else, but not those of the components to ``leave_out``. The other arguments concern the hub only. Raises
-    WeightsError saying what was looked for, where, and what to do.
+    else, but not those of the components to ``leave_out``; without ``weights``, of nothing. The other arguments concern
+    the hub only. Raises WeightsError saying what was looked for, where, and what to do.
     """
     if model is None:
         return EMBEDDED
@@ -49,6 +50,8 @@ def resolve(
         return _fetch(model, where, patterns, revision, cache_dir, token, local_files_only)
 
     folder = fetch(_SMALL)
+    if not weights:
+        return folder
     if not (folder / "model_index.json").is_file():
         return fetch([*_SMALL, "*.safetensors"])
     for component, stems in COMPONENTS.items():

@@ -52,7 +52,8 @@ class Clocked(DiffusionTask):
         super().__init__(*args)
         self.steps, self.begun, self.times = steps, 0, []
         cuda = self.model.network.noise_embedding.linear2.weight.device.type == "cuda"
-        self.profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])])
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+        self.profiler = profile(activities=activities, acc_events=True)
         self.synchronize = torch.cuda.synchronize if cuda else lambda: None
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:

@@ -3,34 +3,40 @@
 A group of images that lacks some is drawn whole, and only those that lack are written: a run that was interrupted ends
 with the bytes of one that was not, at the price of some images drawn twice.
 
-A group goes through all stages before the next one begins. With every stage in memory, taking the whole set through one
-stage first would save no loading, and would have all low-resolution images kept.
+A group goes through all stages before the next one begins, so a kill costs the group being drawn and the one being
+written. Where stages are offloaded as a whole (--offload model), as many groups as make `TOGETHER` images go through
+one before the next is brought to the device. Their low-resolution images wait in the main memory just as they were
+drawn, and the files are the same, byte for byte; but a kill then costs all of these groups.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from tqdm import tqdm
 
 from conditioning.text import TextEmbedding
 from pipelines.arguments import MAX_SEED, unknown_words, whole_number
-from pipelines.batch.memory import MicroBatches
 from pipelines.batch.run import ERRORS, Lines, claim
 from pipelines.batch.settings import run_settings
-from pipelines.batch.share import Share, find_share
-from pipelines.batch.texts import Texts, embed, encoder_set_aside
+from pipelines.batch.share import find_share
+from pipelines.batch.texts import Rows, embed, encoder_set_aside
 from pipelines.batch.writer import Drawn, Errors, Writer
+from pipelines.drawing import Job, draw
+from pipelines.micro_batches import MicroBatches
 from pipelines.process import Process
 from pipelines.prompts import PromptFile, PromptRecord
-from pipelines.text_to_image import Pipeline
+from pipelines.settings import Options, settle
+from pipelines.text_to_image import Pipeline, PipelineOutput
+
+TOGETHER = 64  # images; of 1024 px they take 0.8 GB
 
 
 @dataclass(frozen=True)
@@ -54,25 +60,17 @@ def generate_batch(
     images_per_prompt: int = 1,
     seed: int = 0,
     negative_prompt: str | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    num_inference_steps: int | Sequence[int | None] | None = None,
-    timesteps: str | Sequence[Any] | None = None,
-    guidance_scale: float | Sequence[float | None] | None = None,
-    thresholding: str | Sequence[str | None] | None = None,
-    aug_level: float | Sequence[float | None] | None = None,
-    sampler: str | Sequence[str | None] | None = None,
-    stop_after: int | None = None,
     batch_size: int = 8,
     process: Process | None = None,
     progress: bool = True,
+    **options: Unpack[Options],
 ) -> BatchResult:
     """Draw `images_per_prompt` images of every prompt into the run folder `out`.
 
     model: a pipeline, or what `Pipeline.from_pretrained` takes. prompts: texts, records, or what `read_prompts` gives.
     Image k of prompt i has the seed `seed` + i * images_per_prompt + k, and is, to rounding, what `Pipeline` draws with
-    it. The sampling options are those of `Pipeline`; negative_prompt holds for all. batch_size: images drawn at a time;
-    halved where memory runs out. process: which part is drawn here, None for what the launcher says.
+    it. negative_prompt: holds for all. batch_size: images drawn at a time; halved where memory runs out. process: which
+    part is drawn here, None for what the launcher says. options: of `Pipeline`, see `Options`.
 
     Called again, it verifies what is there and makes what is missing. A prompt that the encoder refuses, or an image
     that cannot be written, is reported on stderr and in errors.jsonl, and the others go on.
@@ -83,25 +81,15 @@ def generate_batch(
     records = _records(prompts)
     total = len(records) * whole_number(images_per_prompt, "images_per_prompt", 1)
     whole_number(seed, "seed", 0, MAX_SEED - total)
-    micro = MicroBatches(whole_number(batch_size, "batch_size", 1))
+    batches = MicroBatches(whole_number(batch_size, "batch_size", 1))
     process = process or Process.from_environment()
     pipe = model if isinstance(model, Pipeline) else Pipeline.from_pretrained(model)
     if pipe.text_encoder is None:
         raise ValueError("this cascade has no text encoder; a batch needs one, to read the prompts")
-    options = {
-        "height": height,
-        "width": width,
-        "num_inference_steps": num_inference_steps,
-        "timesteps": timesteps,
-        "guidance_scale": guidance_scale,
-        "thresholding": thresholding,
-        "aug_level": aug_level,
-        "sampler": sampler,
-        "stop_after": stop_after,
-    }
+    settled = settle(pipe, **options)
     lines = "".join(record.to_json() + "\n" for record in records)
     settings = {
-        **run_settings(pipe, options, negative_prompt),
+        **run_settings(pipe, settled, negative_prompt),
         "seed": seed,
         "images_per_prompt": images_per_prompt,
         "prompts": {"count": len(records), "sha256": hashlib.sha256(lines.encode()).hexdigest()},
@@ -116,27 +104,49 @@ def generate_batch(
     if process.rank == 0:
         _warn_of_unknown_words(pipe, records)
     with closing(Lines(folder / f"manifest-{process.rank}.jsonl", exclusive=True)) as manifest:
-        share = find_share(folder, total, images_per_prompt, micro.size, process)
-        groups = [[records[j // images_per_prompt].prompt for j in group] for group in share.groups]
+        share = find_share(folder, total, images_per_prompt, batch_size, process)
+        texts = [record.prompt for record in records for _ in range(images_per_prompt)]
 
         def refused(prompt: str, error: Exception) -> None:
             errors.report(prompt=prompt, error=str(error))
 
-        texts = embed(pipe.text_encoder, groups, negative_prompt, refused)
+        with pipe.encoder_at_work():
+            groups = [[texts[j] for j in group] for group in share.groups]
+            embedded = embed(pipe.text_encoder, groups, negative_prompt, refused)
+
+        def job(group: range, rows: Rows) -> Job:
+            numbers = [j for j in group if texts[j] in rows]
+            return Job(
+                settled,
+                [seed + j for j in numbers],
+                batches,
+                TextEmbedding.cat([rows[texts[j]] for j in numbers]),
+                embedded.away.repeat_interleave(len(numbers)),
+                [texts[j] for j in numbers],
+                None if negative_prompt is None else [negative_prompt] * len(numbers),
+            )
+
+        jobs = (job(group, rows) for group, rows in zip(share.groups, embedded.groups, strict=True) if rows)
+        together = max(1, TOGETHER // batch_size) if pipe.brings_stages else 1
+        shown = progress and process.rank == 0
         bar = tqdm(
             total=len(share.missing),
             unit="image",
             desc="batch" if process.world == 1 else f"process {process.rank} of {process.world}",
-            disable=not progress or process.rank > 0,
+            disable=not shown,
         )
         with (
             encoder_set_aside(pipe, keep=pipe is model),
-            _without_its_own_bar(pipe),
             bar,
             Writer(folder, manifest, errors, bar) as writer,
         ):
-            for drawn in _draw(pipe, records, share, texts, settings, options, micro):
-                writer.put(drawn)
+            for made in _draw(pipe, jobs, together, bars=shown and together > 1):
+                images = zip(made.seeds, made.images, made.metadata, strict=True)
+                writer.put(
+                    Drawn(*divmod(one - seed, images_per_prompt), picture, metadata)
+                    for one, picture, metadata in images
+                    if one - seed in share.missing
+                )
     failed = len(share.missing) - writer.made + len(unreadable) * images_per_prompt
     return BatchResult(folder, writer.made, share.kept, failed)
 
@@ -156,44 +166,13 @@ def _records(prompts: PromptFile | Sequence[str | PromptRecord]) -> list[PromptR
     return records
 
 
-def _draw(
-    pipe: Pipeline,
-    records: Sequence[PromptRecord],
-    share: Share,
-    texts: Texts,
-    settings: Mapping[str, Any],
-    options: Mapping[str, Any],
-    micro: MicroBatches,
-) -> Iterator[list[Drawn]]:
-    """The images that are missing, a micro-batch at a time; without those whose prompt the encoder has refused."""
-    per_prompt, seed, negative = (settings[name] for name in ("images_per_prompt", "seed", "negative_prompt"))
-
-    for group, rows in zip(share.groups, texts.groups, strict=True):
-
-        def draw(numbers: Sequence[int], rows: Mapping[str, TextEmbedding] = rows) -> list[Drawn]:
-            places = [divmod(j, per_prompt) for j in numbers]
-            out = pipe(
-                # An upscaler reads the text itself.
-                None if pipe.upscaler is None else [records[i].prompt for i, _ in places],
-                None if pipe.upscaler is None else negative,
-                prompt_embeds=TextEmbedding.cat([rows[records[i].prompt] for i, _ in places]),
-                negative_prompt_embeds=texts.away.repeat_interleave(len(places)),
-                seed=seed + numbers[0],
-                **options,
-            )
-            return [
-                Drawn(i, k, picture, metadata | {"prompt": records[i].prompt, "negative_prompt": negative})
-                for (i, k), picture, metadata in zip(places, out.images, out.metadata, strict=True)
-            ]
-
-        for numbers in _consecutive(j for j in group if records[j // per_prompt].prompt in rows):
-            for some, drawn in micro.run(numbers, draw):
-                yield [one for j, one in zip(some, drawn, strict=True) if j in share.missing]
-
-
-def _consecutive(numbers: Iterable[int]) -> list[list[int]]:
-    """Cut ascending numbers where one is left out: a call of the pipeline has consecutive seeds."""
-    return [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+def _draw(pipe: Pipeline, jobs: Iterator[Job], together: int, *, bars: bool) -> Iterator[PipelineOutput]:
+    """What each job gives, so many at a time drawn together."""
+    while some := list(islice(jobs, together)):
+        drawn = draw(pipe, some, bars=bars)
+        with pipe.checker_at_work():
+            outputs = [pipe._output(job, stages) for job, stages in zip(some, drawn, strict=True)]
+        yield from outputs
 
 
 def _warn_of_unknown_words(pipe: Pipeline, records: Sequence[PromptRecord]) -> None:
@@ -209,13 +188,3 @@ def _warn_of_unknown_words(pipe: Pipeline, records: Sequence[PromptRecord]) -> N
             f"cannot show them: {shown}",
             stacklevel=3,
         )
-
-
-@contextmanager
-def _without_its_own_bar(pipe: Pipeline) -> Iterator[None]:
-    before = pipe._progress
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**before)

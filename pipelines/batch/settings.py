@@ -12,8 +12,8 @@ import torch
 
 from cascade import __version__
 from cascade.build import stage_files
-from pipelines.arguments import check_prompts, whole_number
-from pipelines.settings import settle, settle_canvas
+from pipelines.arguments import check_prompts
+from pipelines.settings import Settled
 
 if TYPE_CHECKING:
     from pipelines.text_to_image import Pipeline
@@ -22,29 +22,21 @@ if TYPE_CHECKING:
 _LOADING = ("clean_caption", "safety_checker", "watermark")
 
 
-def run_settings(pipe: Pipeline, options: Mapping[str, Any], negative_prompt: str | None) -> dict[str, Any]:
-    """The model's and the sampling's part of run.json, each default spelled out.
-
-    options: as `Pipeline` takes them. Raises TypeError or ValueError naming the bad value and the remedy.
-    """
-    last = len(pipe) - 1
-    if options["stop_after"] is not None:
-        last = whole_number(options["stop_after"], "stop_after", 0, last)
+def run_settings(pipe: Pipeline, settled: Settled, negative_prompt: str | None) -> dict[str, Any]:
+    """The model's and the sampling's part of run.json, each default spelled out. Raises TypeError or ValueError."""
     if negative_prompt is not None:
-        check_prompts(negative_prompt, "negative_prompt")
-    names = ("num_inference_steps", "timesteps", "guidance_scale", "thresholding", "aug_level", "sampler")
-    chosen, upscaling = settle(pipe, **{name: options[name] for name in names})
-    _, size = settle_canvas(pipe, 0, last, options["height"], options["width"], None, None, None, upscaling)
+        check_prompts(negative_prompt, "negative_prompt", may_be_empty=True)
+    sampling = {stage.config.name: own for stage, own in zip(pipe.cascade.stages, settled.sampling, strict=True)}
     return {
         "version": __version__,
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "weights": weights_digest(pipe),
-        "height": size[0],
-        "width": size[1],
-        "stop_after": last,
+        "height": settled.size[0],
+        "width": settled.size[1],
+        "stop_after": settled.last,
         "negative_prompt": negative_prompt,
-        "stages": {stage.config.name: asdict(own) for stage, own in zip(pipe.cascade.stages, chosen, strict=True)},
-        **({"upscaler": asdict(upscaling)} if upscaling is not None else {}),
+        "stages": {name: asdict(own) for name, own in sampling.items()},
+        **({"upscaler": asdict(settled.upscaling)} if settled.upscaling is not None else {}),
         **{name: pipe.loaded_with[name] for name in _LOADING if name in pipe.loaded_with},
     }
 

@@ -47,7 +47,7 @@ def embed(
                 seen[key] = _rows(encoder, key, refused)
             found.append(seen[key])
     _warn_of_cut_prompts(encoder, dict.fromkeys(prompt for group in groups for prompt in group))
-    away = encoder.null(1) if negative_prompt is None else encoder([negative_prompt])
+    away = encoder([negative_prompt]) if negative_prompt and negative_prompt.strip() else encoder.null(1)
     return Texts(found, away.to("cpu"))
 
 

@@ -18,11 +18,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from pipelines.generate import per_stage
+from pipelines.options import Drawing, Loading, named_as_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,23 +36,20 @@ MOST = 30_000  # captions, as Imagen draws them
 SEEN_AT_ONCE = 32  # images
 
 
+@named_as_options()
 def evaluate(
     data: tyro.conf.Positional[Path],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    loading: Loading,
+    drawing: Drawing,
     guidance: tuple[float, ...],
     images: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
     features: str = "toybox",
     clip: str | None = None,
     few: bool = False,
-    model: str | None = None,
     seed: int = 0,
     sr_guidance: float | None = None,
-    steps: tuple[int, ...] = (),
-    sampler: tuple[str, ...] = (),
-    stop_after: int | None = None,
     batch_size: int = 8,
-    device: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
     """Compare what a model draws from captions with the images they belong to, for a sweep of guidance weights.
 
@@ -68,21 +65,13 @@ def evaluate(
         features: toybox, inception:FILE (the FID's), dinov2:FOLDER_OR_HUB_ID or clip:FOLDER_OR_HUB_ID.
         clip: The folder or hub id of the CLIP that scores images with their captions.
         few: Report a Frechet distance of too few images, too, which is biased and says little.
-        model: A folder or a hub id; the embedded default if left out.
         seed: Of the draw of captions, and of the first image; the next ones follow.
         sr_guidance: Guidance scale of the stages after the first; their own if left out.
-        steps: Sampling steps, of all stages or one per stage.
-        sampler: ddim, ddpm, dpmpp_2m or heun; of all stages or one per stage.
-        stop_after: The last stage to run.
         batch_size: How many images to draw at a time; halved where memory runs out.
-        device: cuda if there is one, else cpu.
-        dtype: What the networks compute in.
     """
     folders = {weight: output / f"guidance-{weight:g}" for weight in guidance}
     if not guidance or len({*folders.values()}) < len(guidance):
         raise ValueError(f"--guidance is {guidance}; expected one scale or more, each once")
-
-    import torch
 
     from pipelines.batch.generation import generate_batch
     from pipelines.evaluation.captioned import read_captioned
@@ -90,35 +79,34 @@ def evaluate(
     from pipelines.evaluation.metrics.reference import check_counts
     from pipelines.evaluation.score import clip_judge
     from pipelines.process import Process
-    from pipelines.text_to_image import Pipeline
     from weights.store import atomic_write
 
+    options = drawing.options()
     found = read_captioned(data)
     smallest = _smallest_side(found.images)
     captions = draw_captions(found.captions, images, seed)
     process = Process.from_environment()
-    place = process.device(device)
+    place = process.device(loading.device)
     extractor = open_features(features, place)
     check_counts(len(found.images), len(captions), extractor.dimensions, few=few)
     judge = clip_judge(clip, "clip", SEEN_AT_ONCE, place) if clip else None
 
     output.mkdir(parents=True, exist_ok=True)
     atomic_write(output / CAPTIONS, "".join(record.to_json() + "\n" for record in captions))
-    pipe = Pipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(place)
+    pipe = loading.pipeline(process)
     for weight, folder in folders.items():
         if process.rank == 0:
             print(f"guidance {weight:g}: {folder}")
+        options["guidance_scale"] = [weight, *[sr_guidance] * (len(pipe) - 1)]
         generate_batch(
             pipe,
             captions,
             folder,
             seed=seed,
-            guidance_scale=[weight, *[sr_guidance] * (len(pipe.cascade) - 1)],
-            num_inference_steps=per_stage(steps),
-            sampler=per_stage(sampler),
-            stop_after=stop_after,
+            negative_prompt=drawing.negative_prompt,
             batch_size=batch_size,
             process=process,
+            **options,
         )
     name = pipe.name
     del pipe

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from conditioning.text import quiet
+from conditioning.silence import no_progress_bars
 from weights import WeightsError, resolve
 
 T = TypeVar("T", bound=nn.Module)
@@ -35,7 +35,7 @@ def load_pretrained(kind: type[T], model: str | Path) -> tuple[T, Path]:
     if not any(folder.glob("*.safetensors")):
         raise WeightsError(f"no safetensors in {folder}; copy or convert the weights of {model} to model.safetensors")
     try:
-        with quiet():
+        with no_progress_bars():
             network, report = cls.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
