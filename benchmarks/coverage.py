@@ -1,6 +1,6 @@
 """How often 95% intervals hold the truth: simulated prompts, raters and votes, and the intervals of the reports.
 
-    python benchmarks/coverage.py [--repetitions 10000] [--seed 0]
+    python benchmarks/coverage.py [--tables raters judges] [--repetitions 10000] [--seed 0]
 
 A vote is 1 with probability logistic(m + prompt effect + rater effect), the effects normal on the logit scale. The
 truth is the expectation of a vote over prompts, raters and votes; m is chosen to make it the share in the table.
@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -20,6 +21,8 @@ from pipelines.evaluation.intervals import Share, clustered_share, crossed_share
 
 PROMPTS = (7, 10, 38, 200)  # DrawBench's smallest category, the next, its largest, and all of it
 RATERS = 25  # of Imagen, per category
+FEW_RATERS = (2, 3, 5, 10)
+IMAGES = (8, 4)  # of Imagen, per prompt; of GenEval
 SHARES = (0.5, 0.7, 0.9)
 Z = 1.959964
 NEITHER = 0.5  # logits: how far from 0 a comparison has to fall for a preference
@@ -136,39 +139,29 @@ def known_exactly(
     return covered(logistic(logits), share), covered(logits, m)
 
 
-def main(repetitions: int = 10_000, seed: int = 0) -> None:
-    """Print the tables.
-
-    Args:
-        repetitions: Simulated evaluations per line.
-        seed: Of the simulation.
-    """
-    rng, began = np.random.default_rng(seed), time.perf_counter()
-    print(f"{environment()}\n{repetitions} repetitions a line, seed {seed}; coverage and width in percent")
-
-    print(f"\nVotes of {RATERS} raters, each on every prompt")
+def of_raters(rng: np.random.Generator, repetitions: int) -> None:
+    print(f"Votes of {RATERS} raters, each on every prompt")
     print(
         head("prompts", "sd of prompts", "sd of raters", "share", "naive", "by prompt", "by prompt and rater", "width")
     )
-    for prompts in PROMPTS:
-        for prompt_sd in (0, 1, 2):
-            for rater_sd in (0, 0.5):
-                for share in SHARES:
-                    samples = [simulate(rng, prompts, RATERS, prompt_sd, rater_sd, share) for _ in range(repetitions)]
-                    labels = prompts, prompt_sd, rater_sd, share
-                    print(row(labels, samples, share, naive, by_prompt, crossed_share), flush=True)
+    for prompts, prompt_sd, rater_sd, share in product(PROMPTS, (0, 1, 2), (0, 0.5), SHARES):
+        samples = [simulate(rng, prompts, RATERS, prompt_sd, rater_sd, share) for _ in range(repetitions)]
+        labels = prompts, prompt_sd, rater_sd, share
+        print(row(labels, samples, share, naive, by_prompt, crossed_share), flush=True)
 
-    print("\nThe share by prompt were it known exactly, from infinitely many raters without effects of their own")
+
+def of_prompts_known(rng: np.random.Generator, repetitions: int) -> None:
+    print("The share by prompt were it known exactly, from infinitely many raters without effects of their own")
     print(head("prompts", "sd of prompts", "share", "t over shares", "t over logits, for the mean logit"))
     for prompts in PROMPTS:
         exact = known_exactly(rng, prompts, 2, 0.9, repetitions)
         print(f"| {prompts} | 2 | 0.9 | {100 * exact[0]:.1f} | {100 * exact[1]:.1f} |")
 
-    print("\nOther plans: sd of prompts 1, of raters 0.5, share 0.7")
+
+def of_other_plans(rng: np.random.Generator, repetitions: int) -> None:
+    print("Other plans: sd of prompts 1, of raters 0.5, share 0.7")
     print(head("prompts", "raters", "plan", "naive", "by prompt", "by prompt and rater", "width"))
     plans: list[tuple[int, int, str, Callable[[np.ndarray], np.ndarray]]] = [
-        (38, 5, "every rater, every prompt", lambda votes: votes),
-        (200, 5, "every rater, every prompt", lambda votes: votes),
         (38, 25, "half of the votes, by chance", lambda votes: np.where(rng.random(votes.shape) < 0.5, votes, np.nan)),
         (200, 25, "a rater stops after 1 to 200", lambda votes: np.where(_done(rng, votes.shape), votes, np.nan)),
         (200, 110, "11 groups of prompts with 10 raters each", lambda votes: block(votes, 11)),
@@ -177,24 +170,61 @@ def main(repetitions: int = 10_000, seed: int = 0) -> None:
         samples = [leave(simulate(rng, prompts, raters, 1, 0.5, 0.7)) for _ in range(repetitions)]
         print(row((prompts, raters, plan), samples, 0.7, naive, by_prompt, crossed_share), flush=True)
 
-    print(f"\nA vote for neither as half of one, of {RATERS} raters")
-    print(head("prompts", "sd of prompts", "sd of raters", "truth", "naive", "by prompt and rater", "width"))
-    for prompts in PROMPTS:
-        for prompt_sd in (0, 1, 2):
-            for m in (0, 1):
-                sd = math.hypot(prompt_sd, 0.5)
-                truth = (expectation(m - NEITHER, sd) + expectation(m + NEITHER, sd)) / 2
-                samples = [simulate_with_ties(rng, prompts, RATERS, prompt_sd, 0.5, m) for _ in range(repetitions)]
-                print(row((prompts, prompt_sd, 0.5, f"{truth:.2f}"), samples, truth, naive, crossed_share), flush=True)
 
-    print("\nVerdicts of a judge on 8 images a prompt: clustered_share")
-    print(head("prompts", "sd of prompts", "share", "naive", "by prompt", "width"))
-    for prompts in PROMPTS:
-        for prompt_sd in (0, 1, 2):
-            for share in SHARES:
-                samples = [simulate(rng, prompts, 8, prompt_sd, 0, share) for _ in range(repetitions)]
-                print(row((prompts, prompt_sd, share), samples, share, naive, by_prompt), flush=True)
-    print(f"\n{time.perf_counter() - began:.0f} seconds")
+def of_few_raters(rng: np.random.Generator, repetitions: int) -> None:
+    print("Few raters, each on every prompt: sd of prompts 1, of raters 0.5")
+    print(head("raters", "prompts", "share", "naive", "by prompt and rater", "width"))
+    for raters, prompts, share in product(FEW_RATERS, PROMPTS, (0.5, 0.9)):
+        samples = [simulate(rng, prompts, raters, 1, 0.5, share) for _ in range(repetitions)]
+        print(row((raters, prompts, share), samples, share, naive, crossed_share), flush=True)
+
+
+def of_votes_for_neither(rng: np.random.Generator, repetitions: int) -> None:
+    print(f"A vote for neither as half of one, of {RATERS} raters")
+    print(head("prompts", "sd of prompts", "sd of raters", "truth", "naive", "by prompt and rater", "width"))
+    for prompts, prompt_sd, m in product(PROMPTS, (0, 1, 2), (0, 1)):
+        sd = math.hypot(prompt_sd, 0.5)
+        truth = (expectation(m - NEITHER, sd) + expectation(m + NEITHER, sd)) / 2
+        samples = [simulate_with_ties(rng, prompts, RATERS, prompt_sd, 0.5, m) for _ in range(repetitions)]
+        print(row((prompts, prompt_sd, 0.5, f"{truth:.2f}"), samples, truth, naive, crossed_share), flush=True)
+
+
+def of_judges(rng: np.random.Generator, repetitions: int) -> None:
+    print("Verdicts of a judge, by prompt")
+    print(head("images a prompt", "prompts", "sd of prompts", "share", "naive", "by prompt", "width"))
+    for images, prompts, prompt_sd, share in product(IMAGES, PROMPTS, (0, 1, 2), SHARES):
+        samples = [simulate(rng, prompts, images, prompt_sd, 0, share) for _ in range(repetitions)]
+        print(row((images, prompts, prompt_sd, share), samples, share, naive, by_prompt), flush=True)
+
+
+TABLES = {
+    "raters": of_raters,
+    "known": of_prompts_known,
+    "plans": of_other_plans,
+    "few": of_few_raters,
+    "neither": of_votes_for_neither,
+    "judges": of_judges,
+}
+
+
+def main(
+    tables: tuple[Literal["raters", "known", "plans", "few", "neither", "judges"], ...] = (),
+    repetitions: int = 10_000,
+    seed: int = 0,
+) -> None:
+    """Print the tables.
+
+    Args:
+        tables: Which; all if left out.
+        repetitions: Simulated evaluations per line.
+        seed: Of the simulation of each table.
+    """
+    print(f"{environment()}\n{repetitions} repetitions a line, seed {seed}; coverage and width in percent")
+    for name in tables or TABLES:
+        began = time.perf_counter()
+        print()
+        TABLES[name](np.random.default_rng(seed), repetitions)
+        print(f"\n{time.perf_counter() - began:.0f} seconds")
 
 
 def _done(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipelines.evaluation.intervals import (
+    LEAST_BY_PROMPT,
     Estimate,
     Share,
     clustered_mean,
@@ -71,12 +72,12 @@ def test_likeness_within_clusters_widens_the_interval() -> None:
     assert agreeing.high - 0.5 == pytest.approx(0.5 * z / (n + z * z) ** 0.5)
 
 
-def test_clusters_never_count_for_more_than_their_verdicts() -> None:
-    """Clusters that differ less than chance would have it do not narrow the interval below Wilson's own."""
+def test_clusters_that_agree_by_chance_do_not_narrow_the_interval_for_ever() -> None:
+    """Nor those that differ less than chance would have it: their design effect is LEAST_BY_PROMPT."""
     z = student_t(0.975, 20)
     for last in ([True, False], [True, True]):
         found = clustered_share([[True, False]] * 20 + [last])
-        p, n = found.value, 42
+        p, n = found.value, 42 / LEAST_BY_PROMPT
         half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
         assert found.high - found.low == pytest.approx(2 * half)
 
@@ -101,6 +102,16 @@ def test_more_confidence_is_a_wider_interval() -> None:
     clusters = [[True, False, True, True]] * 10 + [[False] * 4] * 3
     narrow, usual, wide = (clustered_share(clusters, confidence) for confidence in (0.5, 0.95, 0.99))
     assert wide.low < usual.low < narrow.low < usual.value < narrow.high < usual.high < wide.high
+
+
+@pytest.mark.parametrize(("prompts", "images"), [(7, 8), (10, 8), (10, 25), (38, 4)])
+@pytest.mark.parametrize("sd", [0, 1, 2])
+def test_the_interval_of_a_small_category_covers_the_truth(prompts: int, images: int, sd: float) -> None:
+    """Also where prompts do not differ, and not by being too wide; benchmarks/coverage.py has other shares."""
+    rng = np.random.default_rng(0)
+    share = 1 / (1 + np.exp(-sd * rng.standard_normal((2000, prompts, 1))))
+    found = [clustered_share(sample.tolist()) for sample in rng.random((2000, prompts, images)) < share]
+    assert 0.935 <= np.mean([one.low <= 0.5 <= one.high for one in found]) <= 0.975
 
 
 def test_a_share_is_told_in_percent() -> None:

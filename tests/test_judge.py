@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -13,7 +15,7 @@ import pytest
 from cascade.data.toybox import COLOURS, MATERIALS, NOUNS, Description, Look, Scene, sample_scene
 from cascade.data.toybox.description import KINDS, SIZES
 from cascade.data.toybox.scene import usual_bulks
-from pipelines.evaluation.judge import ALIGNED, DEPTH, HEIGHT, SIDE, UNCLEAR, Found, Verdict, judge, size_class
+from pipelines.evaluation.judge import ALIGNED, DEPTH, HEIGHT, RULES, SIDE, UNCLEAR, Found, Verdict, judge, size_class
 
 RIGHT = Verdict()
 
@@ -192,6 +194,26 @@ def test_another_prompt_is_hardly_ever_right() -> None:
     for some in (mixed, *(list(of_kind(kind)) for kind in KINDS)):
         right = [judge(asked.description, seen(shown)).right for asked, shown in pairwise(some)]
         assert sum(right) <= 0.02 * len(right)
+
+
+def test_other_rules_have_another_number() -> None:
+    """Verdicts over scenes that are judged by their neighbours' descriptions, and by their own with things moved and
+    resized. Where this fails and scenes are as they were, count RULES up; then write both down anew."""
+    rng, told = np.random.default_rng(0), []
+    for kind in KINDS:
+        for asked, shown in pairwise(of_kind(kind)):
+            told.append(judge(asked.description, seen(shown)).wrong)
+            moved = [
+                replace(
+                    thing,
+                    position=tuple(at + step for at, step in zip(thing.position, rng.normal(0, 0.3, 3), strict=True)),
+                    bulk=thing.bulk * rng.uniform(0.6, 1.6),
+                )
+                for thing in seen(shown)
+            ]
+            told.append(judge(shown.description, moved).wrong)
+    assert len(set(told)) > 12
+    assert (RULES, hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]) == (1, "615e29daa790aa5a")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Image features: resizing, the networks against second statements of them, weights that do not fit."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from safetensors.torch import save_file
 from tiny_clip import save_tiny_clip
 from torch.nn import functional as F
 
+from cascade.data.toybox import render, sample_scene
 from pipelines.evaluation.detector import Detector
-from pipelines.evaluation.metrics import Clip, open_features
+from pipelines.evaluation.detector.corruptions import blur
+from pipelines.evaluation.detector.network import SEEN
+from pipelines.evaluation.metrics import Clip, Moments, frechet_distance, open_features
 from pipelines.evaluation.metrics.clip import MEAN, SD
 from pipelines.evaluation.metrics.images import batches, extract, read_image, read_square, resize
 from pipelines.evaluation.metrics.inception import CLASSIFIER, Inception
@@ -91,6 +95,29 @@ class TestToybox:
         parts = Detector.from_pretrained().features(images).view(3, features.dimensions, 16)
         torch.testing.assert_close(found, parts.mean(dim=2))
         assert features.version == open_features("toybox").version
+
+    @pytest.mark.slow
+    def test_the_mean_over_the_picture_tells_more_than_the_maximum(self):
+        """How often as far as fresh renders those of a wrong distribution of colours are, and blurred ones."""
+
+        def drawn(seed, red=0):
+            scenes = [sample_scene(seed, i) for i in range(300)]
+            for i in range(red):
+                things = [replace(thing, look=replace(thing.look, colour="red")) for thing in scenes[i].things]
+                scenes[i] = replace(scenes[i], things=tuple(things))
+            return torch.cat([render(scenes[i : i + 30], SEEN) for i in range(0, 300, 30)])
+
+        reference, fresh, wrong = drawn(101), drawn(102), drawn(103, red=90)
+        blurred = blur(fresh, torch.ones(300))
+        trunk = Detector.from_pretrained().what_and_where.features
+        maps = [torch.cat([trunk(part) for part in images.split(30)]) for images in (reference, fresh, wrong, blurred)]
+        times = {}
+        for name, features in (("mean", lambda x: x.mean(dim=(2, 3))), ("max", lambda x: x.amax(dim=(2, 3)))):
+            moments = [Moments.of(features(one)) for one in maps]
+            as_fresh, *others = [frechet_distance(moments[0], one) for one in moments[1:]]
+            times[name] = [other / as_fresh for other in others]
+        print({name: [f"{value:.2f}" for value in values] for name, values in times.items()})
+        assert all(mean > 1.1 * most for mean, most in zip(times["mean"], times["max"], strict=True))
 
     @pytest.mark.parametrize("name", ["toybox:x", "inception", "dinov2:", "vgg:x", ""])
     def test_an_unknown_name(self, name):

@@ -304,3 +304,21 @@ def test_it_can_be_used_by_everyone(browser, server):
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         assert rater.js("return document.documentElement.scrollWidth") <= width
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("images", [1, 3, 4, 8])
+def test_both_sets_and_the_questions_are_seen_at_once(browser, tmp_path, images):
+    for seed, name in enumerate("ab"):
+        make_run(tmp_path / name, seed=seed, images=images)
+    process = ServerProcess(tmp_path)
+    try:
+        rater = Rater(browser, f"http://127.0.0.1:{process.port}")
+        rater.enter("Everyone")
+        for width, height in ((1200, 800), (1600, 900), (1920, 1080)):
+            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            assert rater.js("return document.documentElement.scrollHeight") <= height, (width, height)
+            assert rater.js("return document.querySelector('.images img').width") > 90
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        process.kill()

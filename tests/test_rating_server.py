@@ -573,7 +573,7 @@ def test_the_command_and_ctrl_c(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", seed=1)
     process = ServerProcess(tmp_path, "--raters", "2", "--names", "ours", "theirs")
-    assert process.printed[0].startswith("ours against theirs: 5 prompts and 1 control items a rater, 3 images a side")
+    assert process.printed[0].startswith("ours against theirs: 5 prompts and 1 control item a rater, 3 images a side")
     links = dict(
         re.fullmatch(r"(rater-\d)  http://127\.0\.0\.1:\d+/#(.+)", line).groups() for line in process.printed[1:3]
     )

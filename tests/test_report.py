@@ -7,16 +7,13 @@ import math
 import re
 from html.parser import HTMLParser
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
 from pipelines.batch import generate_batch, read_run
 from pipelines.evaluation.intervals import clustered_share
 from pipelines.evaluation.rating.answers import Answers
-from pipelines.evaluation.report.charts import bars
-from pipelines.evaluation.report.command import output_files, report
-from pipelines.evaluation.report.html import cell, sentence, table
+from pipelines.evaluation.report.command import report
 from pipelines.evaluation.scores import Judge, score_run
 from pipelines.prompts import PromptRecord
 
@@ -98,9 +95,9 @@ def run(model, tmp_path):
     return make
 
 
-def rate(path, first, second, votes, failed=()):
+def rate(path, first, second, votes, failed=(), prompts=PROMPTS):
     """votes[rater][prompt]: the first, n or s; None where nothing was answered. failed: who fails the controls."""
-    answers = Answers(path, {"first": first, "second": second}, PROMPTS)
+    answers = Answers(path, {"first": first, "second": second}, prompts)
     for rater, own in votes.items():
         for prompt, vote in enumerate(own):
             for question in ("quality", "alignment") if vote else ():
@@ -134,7 +131,11 @@ def test_two_runs_with_judge_and_raters(run, tmp_path, capsys):
     right = [[False, False], [True, True], [True, False], [True, True], [True, True]]
     share = clustered_share(right)
     one, two = judge["runs"]["one"], judge["runs"]["two"]
-    assert one["overall"] == {"value": 0.7, "low": pytest.approx(share.low), "high": pytest.approx(share.high)}
+    assert one["overall"] == {
+        "value": 0.7,
+        "low": pytest.approx(share.low),
+        "high": pytest.approx(share.high),
+    }
     assert one["categories"]["cars"]["value"] == 0.5
     assert one["categories"]["lonely"] == {"value": 1.0, "low": None, "high": None}
     assert {name: found["images"] for name, found in one["wrong"].items()} == {"colour": 3, "noun": 2}
@@ -153,7 +154,8 @@ def test_two_runs_with_judge_and_raters(run, tmp_path, capsys):
     assert overall["net"]["value"] == pytest.approx((9 - 4) / 15)
     assert overall["net"]["low"] < overall["net"]["value"] < overall["net"]["high"]
     assert pair["categories"]["cars"]["first"]["value"] == pytest.approx(5 / 6)
-    assert pair["categories"]["lonely"]["second"] == {"value": pytest.approx(2 / 3), "low": None, "high": None}
+    alone = {"value": pytest.approx(2 / 3), "low": None, "high": None}
+    assert pair["categories"]["lonely"]["second"] == alone
     assert raters["questions"]["quality"]["ranking"] is None
     agreeing = (6 + 2 + 0 + 2 + 2) / 30  # of the ordered pairs of raters, prompt by prompt
     assert raters["questions"]["quality"]["agreeing"] == pytest.approx(agreeing)
@@ -161,8 +163,38 @@ def test_two_runs_with_judge_and_raters(run, tmp_path, capsys):
     page = Page(html)
     assert "1 of 4 raters is left out, for passing less than 80% of the control items: dee." in page.text
     assert "60.0%" in page.text
+    of_raters, _, of_judge = page.text.rpartition("Judge: eye")
+    assert re.search(r"net preference that hardly inform, .*balls & <i>more</i>\. More raters or prompts", of_raters)
+    assert re.search(r"Intervals that hardly inform, .*cars \(one\), .*\. More prompts would narrow them", of_judge)
     assert len([1 for tag, of in page.found if tag == "img" and of.get("class") == "wrong"]) == 3
     assert len([1 for tag, of in page.found if tag == "img" and of.get("class") == "right"]) == 17
+
+
+def test_categories_in_which_a_model_is_clearly_ahead_are_counted(run, tmp_path):
+    """In cars by little more than half of the votes, in trees by all of them."""
+    kinds = ["car"] * 6 + ["tree"] * 10 + ["house"]
+    prompts = [PromptRecord(f"a red {kind} {number}", kind) for number, kind in enumerate(kinds)]
+    runs = run("one", judged=False, prompts=prompts), run("two", seed=50, judged=False, prompts=prompts)
+    votes = {f"rater {n}": ("fsfsfs" if n % 2 else "sfsfsf" if n else "ffsfsf") + "f" * 10 + "s" for n in range(10)}
+    ratings = rate(tmp_path / "answers.sqlite", "one", "two", votes, prompts=prompts)
+    report(runs, tmp_path / "out", (ratings,))
+    html, figures = made(tmp_path)
+    (pair,) = figures["raters"]["questions"]["quality"]["pairs"]
+    car, tree = (pair["categories"][name]["net"] for name in ("car", "tree"))
+    assert car["low"] < 0 < car["value"]
+    assert tree["low"] > 0
+    # The only house has no interval that could leave out 0.
+    assert "one ahead in 2 (1 clearly), two in 1 (none clearly) of 3 categories" in Page(html).text
+
+
+def test_scores_of_two_versions_of_a_judge_are_not_compared(run, tmp_path):
+    runs = run("one"), run("two", seed=50)
+    path = runs[1] / "scores" / "eye.jsonl"
+    path.write_text(path.read_text().replace('"version": "1"', '"version": "2"'))
+    with pytest.raises(ValueError, match=r"two was scored by another eye \(2\) than one \(1\); delete the file"):
+        report(runs, tmp_path / "out")
+    report(runs[1:], tmp_path / "out")
+    assert made(tmp_path)[1]["judges"][0]["version"] == "2"
 
 
 def test_the_page_needs_nothing_beside_itself_and_runs_nothing(run, tmp_path):
@@ -354,31 +386,3 @@ def test_runs_of_other_prompts_are_refused(run, tmp_path):
         report((one, two), tmp_path / "out")
     with pytest.raises(ValueError, match="one has 5 prompts and three 4"):
         report((one, three), tmp_path / "out")
-
-
-def test_where_it_goes():
-    assert output_files(Path("a/b.html")) == (Path("a/b.html"), Path("a/b.json"))
-    assert output_files(Path("a")) == (Path("a/report.html"), Path("a/report.json"))
-    with pytest.raises(ValueError, match="is a file; give a folder, or a page that ends in"):
-        output_files(Path(__file__))
-
-
-def test_estimates_in_words():
-    found = {"value": 0.123, "low": -0.05, "high": 0.5}
-    assert sentence(found, "share") == "12.3% (−5.0 to 50.0)"
-    assert sentence(found, "points") == "+12.3 points (−5.0 to +50.0)"
-    assert sentence(found, "strength") == "+0.12 (−0.05 to +0.50)"
-    assert sentence({"value": 31.25, "low": None, "high": None}, "score") == "31.2"
-    assert cell(None, "share") == "–"
-    assert "&lt;b&gt;" in table(("<b>",), [("x",)])
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "labels"),
-    [(0, 0.77, "0 0.2 0.4 0.6"), (-0.13, 0.52, "0 0.2 0.4"), (-1, 1, "−1 −0.5 0 0.5 1"), (0, 31.4, "0 10 20 30")],
-)
-def test_the_axis_of_scores_has_round_values(low, high, labels):
-    chart = bars(
-        {"all": {"one": ("c0", {"value": high, "low": None, "high": None})}}, "", low=low, high=high, percent=False
-    )
-    assert re.findall(r'class="tick"[^>]*>([^<]*)<', chart) == labels.split()

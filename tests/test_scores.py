@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tiny_clip import save_tiny_clip
 
 from cascade.data.toybox import Description, Look, arrange, plain_caption, render
 from pipelines.batch import read_run
+from pipelines.evaluation.detector import Detector
 from pipelines.evaluation.metrics import Clip
 from pipelines.evaluation.outside import outside_judge
 from pipelines.evaluation.score import open_judge, score
@@ -56,7 +58,7 @@ def numbered(name="numbers", version="1", upto=None, seen=None):
 class TestStore:
     def test_what_is_said_is_read_back(self, run):
         found = score_run(run, numbered())
-        assert found == Scores("numbers", "score", {(p, k): ImageScore(10 * p + k) for p, k in KEYS})
+        assert found == Scores("numbers", "1", "score", {(p, k): ImageScore(10 * p + k) for p, k in KEYS})
         assert read_scores(run.folder) == [found]
         header, *lines = map(json.loads, lines_of(run, "numbers"))
         assert header == {"judge": "numbers", "version": "1", "measure": "score"}
@@ -227,8 +229,34 @@ class TestOutside:
             score_run(run, outside_judge(command(mode), "grey"))
         assert sum(len(scores.values) for scores in read_scores(run.folder)) == kept
         if kept:
-            judge = Judge("grey", command(mode), outside_judge(command("well"), "grey").judge)
+            judge = replace(outside_judge(command("well"), "grey"), version=outside_judge(command(mode)).version)
             assert set(score_run(run, judge).values) == set(KEYS)
+
+    def test_its_command_is_noted_and_is_not_what_it_is_known_by(self, run, command, tmp_path):
+        """It may lie elsewhere, and be run by another python; it may not say other things."""
+        found = score_run(run, outside_judge(command("well")))
+        assert found.judge == "it-s-a-judge"
+        header = json.loads(lines_of(run, "it-s-a-judge")[0])
+        assert (header["version"], header["command"]) == (found.version, command("well"))
+        moved = (tmp_path / "it's a judge.py").rename(tmp_path / "judge.py")
+        assert score_run(run, outside_judge(f"env {sys.executable} {moved} well", found.judge)) == found
+        for changed in (f'"{sys.executable}" "{moved}" half', f'"{sys.executable}" "{moved}" well'):
+            with pytest.raises(ValueError, match="by another it-s-a-judge"):
+                score_run(run, outside_judge(changed, found.judge))
+            moved.write_text(JUDGE + "\n# changed")
+
+    @pytest.mark.parametrize(
+        ("command", "name"),
+        [
+            (f"{sys.executable} -c 'pass'", Path(sys.executable).stem),
+            (f"{sys.executable} -u some/aesthetic.py --scale 2.py", "aesthetic"),
+            ("sh ../..sh", "judge"),
+            ("env 'my judge.sh'", "my-judge"),
+        ],
+    )
+    def test_what_it_is_called(self, command, name):
+        assert outside_judge(command).name == name
+        assert outside_judge(command, "mine").name == "mine"
 
     @pytest.mark.parametrize("command", ["no-such-program --x", "", "  ", '"unclosed'])
     def test_what_is_no_command(self, command):
@@ -261,7 +289,16 @@ class TestToybox:
         assert capsys.readouterr().out == f"{scenes.folder}: toybox: 4 images, 50.0% right\n"
         (found,) = read_scores(scenes.folder)
         right, wrong = ImageScore(1.0), ImageScore(0.0, ("colour",))
-        assert found == Scores("toybox", "right", {(0, 0): right, (0, 1): wrong, (1, 0): right, (1, 1): wrong})
+        assert found.measure == "right"
+        assert found.values == {(0, 0): right, (0, 1): wrong, (1, 0): right, (1, 1): wrong}
+
+    def test_scores_by_other_rules_or_settings_are_not_mixed(self, scenes, monkeypatch):
+        score(scenes.folder, "toybox", device="cpu")
+        monkeypatch.setattr("pipelines.evaluation.judge.RULES", 99)
+        with pytest.raises(ValueError, match=r"by another toybox \(sha256.* there, sha256.* rules 99 here\)"):
+            score(scenes.folder, "toybox", device="cpu")
+        config = Detector.from_pretrained().config
+        assert f"threshold {config.threshold:g}, clear {config.clear:g}," in open_judge("toybox", device="cpu").version
 
     def test_images_that_are_not_there_are_said(self, scenes, capsys):
         scenes.path(1, 1).unlink()
@@ -303,12 +340,10 @@ class TestCommand:
     def test_the_command_line(self, run, tmp_path, capsys):
         (tmp_path / "judge.py").write_text(JUDGE)
         command = f"{sys.executable} {tmp_path / 'judge.py'} well"
+        tyro.cli(score, args=[str(run.folder), "--judge", command])
+        assert capsys.readouterr().out.startswith(f"{run.folder}: judge: 6 images, mean score ")
         tyro.cli(score, args=[str(run.folder), "--judge", command, "--name", "grey"])
         assert capsys.readouterr().out.startswith(f"{run.folder}: grey: 6 images, mean score ")
-
-    def test_an_outside_judge_needs_a_name(self):
-        with pytest.raises(ValueError, match="--name"):
-            open_judge("python judge.py")
 
     def test_no_run(self, tmp_path):
         with pytest.raises(ValueError, match=r"no run\.json"):

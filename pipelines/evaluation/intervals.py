@@ -14,9 +14,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-# The variance of raters' shares is taken to be at least this part of what it is for independent votes: a few prompts
-# may seem to vary less, by chance. With 1, intervals from 7 prompts that do not differ hold the truth too often.
-LEAST_VARIANCE = 0.6
+# The variance of a share is taken to be at least this part of what it is for independent votes: a few prompts may seem
+# to vary less, by chance. With 1, intervals from 7 prompts that do not differ hold the truth too often.
+LEAST_VARIANCE = 0.6  # by prompt and rater
+LEAST_BY_PROMPT = 0.4  # where Student's t, of one degree less than there are prompts, allows for chance already
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ def clustered_share(clusters: Sequence[Sequence[bool]], confidence: float = 0.95
     """The share of True over all, with an interval clustered by prompt: clusters[i] holds the verdicts of prompt i.
 
     Wilson's interval at the effective sample size of Korn & Graubard (1998): the number of verdicts divided by the
-    design effect, which the spread between the clusters gives. The quantile is Student's t with one degree of freedom
-    less than there are clusters. Raises ValueError without at least two clusters, or with an empty one.
+    design effect, which the spread between the clusters gives, and which is taken to be LEAST_BY_PROMPT or more. The
+    quantile is Student's t with one degree of freedom less than there are clusters. Where all verdicts agree nothing is
+    known of the clusters' likeness, and each counts once. Raises ValueError without at least two clusters, or with an
+    empty one.
     """
     if len(clusters) < 2 or any(len(cluster) == 0 for cluster in clusters):
         raise ValueError(
@@ -54,11 +57,8 @@ def clustered_share(clusters: Sequence[Sequence[bool]], confidence: float = 0.95
     p = sum(sum(cluster) for cluster in clusters) / n
     spread = sum((sum(cluster) - p * len(cluster)) ** 2 for cluster in clusters)
     variance = k / (k - 1) * spread / n**2
-    # Never more than n; and where all verdicts agree nothing is known of the clusters' likeness: each counts once.
-    if p in (0, 1):
-        effective = float(k)
-    else:
-        effective = min(float(n), p * (1 - p) / variance) if variance > 0 else float(n)
+    independent = p * (1 - p) / n
+    effective = n * independent / max(variance, LEAST_BY_PROMPT * independent) if independent else k
     return _wilson(p, effective, student_t(0.5 + confidence / 2, k - 1))
 
 

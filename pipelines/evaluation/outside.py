@@ -9,12 +9,15 @@ MANIFEST, a file of JSON lines, has of each image
 where extra is what else the prompt's line in the suite says. The program writes to OUTPUT one line for each, in any
 order: {"prompt": 12, "image": 3, "score": 0.31}, or {"prompt": 12, "image": 3, "right": true}, to which "wrong", a list
 of words, may be added. It is run without a shell. Where it fails, what it has written is kept, and the next time it is
-given the rest.
+given the rest. It counts as the same judge, wherever it lies, as long as the files that its command line names, and the
+other words of it, are the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,19 +27,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipelines.batch.run import Run
+from pipelines.batch.run import Run, sha256
 from pipelines.evaluation.scores import Judge, Key, parse
 
+SCRIPTS = (".py", ".sh")
 
-def outside_judge(command: str, name: str) -> Judge:
-    """command: a command line, quoted as for a shell. Raises ValueError if there is no such program."""
+
+def outside_judge(command: str, name: str | None = None) -> Judge:
+    """command: a command line, quoted as for a shell. name: by default that of its script, else of its program.
+
+    Raises ValueError if there is no such program.
+    """
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise ValueError(f"the judge {command!r} is no command line ({error})") from None
     if not words or shutil.which(words[0]) is None:
         raise ValueError(f"the judge {command!r}: no such program; expected toybox, clip, or a command line")
-    return Judge(name, command, partial(_run, words))
+    script = next((i for i, word in enumerate(words) if word.endswith(SCRIPTS)), 0)
+    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(words[script]).stem).strip("._-") or "judge"
+    # What runs a script is no part of the judge: python is the same judge's in every environment.
+    contents = [sha256(Path(word)) or word for word in words[script:]]
+    version = f"sha256:{hashlib.sha256(json.dumps(contents).encode()).hexdigest()}"
+    return Judge(name, version, partial(_run, words), command)
 
 
 def _run(words: Sequence[str], run: Run, todo: Sequence[Key]) -> Iterator[Mapping[str, Any]]:
@@ -53,6 +66,7 @@ def _run(words: Sequence[str], run: Run, todo: Sequence[Key]) -> Iterator[Mappin
     yield from records.values()
     missing = [key for key in todo if key not in records]
     kept = f"the {len(records)} scores it has written are kept, and it is asked for the others the next time"
+    kept = kept if records else "it has written no scores"
     if status != 0:
         raise ValueError(f"{said} ended with status {status}; {kept}")
     if missing:

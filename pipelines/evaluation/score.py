@@ -31,7 +31,7 @@ def score(
     Args:
         run: A folder that `cascade batch` wrote.
         judge: toybox, where the suite says what is expected; clip, or clip:FOLDER_OR_HUB_ID; or a command line.
-        name: What to call the judge; an outside one needs it.
+        name: What to call the judge, in reports and in RUN/scores; its kind or the program's name if left out.
         batch_size: How many images toybox and clip see at a time.
         device: Of toybox and clip; cuda if there is one, else cpu.
     """
@@ -63,15 +63,13 @@ def open_judge(judge: str, name: str | None = None, batch_size: int = 32, device
         return clip_judge(model or None, name or "clip", batch_size, device)
     from pipelines.evaluation.outside import outside_judge
 
-    if name is None:
-        raise ValueError(f"the judge {judge!r} is neither toybox nor clip; give an outside one a name with --name")
     return outside_judge(judge, name)
 
 
 def _toybox(name: str, batch_size: int, device: str | None) -> Judge:
     """Whether what the detector finds is what the prompt asks for."""
     from pipelines.evaluation.detector import Detector
-    from pipelines.evaluation.judge import judge
+    from pipelines.evaluation.judge import RULES, judge
     from pipelines.evaluation.metrics.images import read_image
     from pipelines.evaluation.metrics.pretrained import digest
     from pipelines.evaluation.scores import Judge
@@ -79,7 +77,8 @@ def _toybox(name: str, batch_size: int, device: str | None) -> Judge:
     from pipelines.process import Process
 
     detector = Detector.from_pretrained()
-    version = digest(detector)
+    settings = detector.config
+    version = f"{digest(detector)}, threshold {settings.threshold:g}, clear {settings.clear:g}, rules {RULES}"
     detector.to(Process().device(device))
 
     def verdicts(run: Run, todo: Sequence[Key]) -> Iterator[Mapping[str, Any]]:

@@ -4,7 +4,8 @@
     {"prompt": 12, "image": 3, "right": false, "wrong": ["colour"]}
 
 A header, then a line per image, appended as it is judged. Lines of a judge that measures a "score" have
-{"prompt": 12, "image": 3, "score": 0.31}. A line that a kill cut short does not count.
+{"prompt": 12, "image": 3, "score": 0.31}; the header of an outside judge has its "command", too. A line that a kill cut
+short does not count.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Scores:
     """What one judge says, by the numbers of prompt and image."""
 
     judge: str
+    version: str
     measure: Measure
     values: Mapping[Key, ImageScore]
 
@@ -48,12 +50,13 @@ class Scores:
 class Judge:
     """Someone who scores images. version: what the scores depend on, beside the image and its prompt.
 
-    judge: given a run and the images to score, yields what becomes their lines.
+    judge: given a run and the images to score, yields what becomes their lines. command: of a program; only noted.
     """
 
     name: str
     version: str
     judge: Callable[[Run, Sequence[Key]], Iterator[Mapping[str, Any]]]
+    command: str | None = None
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -62,8 +65,8 @@ class Judge:
 
 @dataclass
 class _Stored:
-    version: str | None = None  # None: nothing is there
-    measure: Measure | None = None
+    version: str = ""
+    measure: Measure | None = None  # None: nothing is there
     values: dict[Key, ImageScore] = field(default_factory=dict)
 
 
@@ -73,7 +76,7 @@ def read_scores(run_folder: Path) -> list[Scores]:
     for path in sorted((run_folder / FOLDER).glob("*.jsonl")):
         stored = _read(path)
         if stored.measure is not None:
-            found.append(Scores(path.stem, stored.measure, stored.values))
+            found.append(Scores(path.stem, stored.version, stored.measure, stored.values))
     return found
 
 
@@ -86,7 +89,7 @@ def score_run(run: Run, judge: Judge) -> Scores:
     path.parent.mkdir(exist_ok=True)
     with closing(Lines(path, exclusive=True)) as lines:
         stored = _read(path)
-        if stored.version not in (None, judge.version):
+        if stored.measure is not None and stored.version != judge.version:
             raise ValueError(
                 f"{path} is by another {judge.name} ({stored.version} there, {judge.version} here); "
                 "give this one another name (--name), or delete that file"
@@ -96,7 +99,8 @@ def score_run(run: Run, judge: Judge) -> Scores:
         for record in judge.judge(run, todo) if todo else ():
             key, measure, value = parse(record)
             if stored.measure is None:
-                lines.append({"judge": judge.name, "version": judge.version, "measure": measure})
+                command = {"command": judge.command} if judge.command else {}
+                lines.append({"judge": judge.name, "version": judge.version, **command, "measure": measure})
                 stored.measure = measure
             elif stored.measure != measure:
                 raise ValueError(f'{path} is of "{stored.measure}", and {judge.name} now says "{measure}"')
@@ -104,7 +108,7 @@ def score_run(run: Run, judge: Judge) -> Scores:
             stored.values[key] = value
     if stored.measure is None:
         raise ValueError(f"{run.folder} has no images to score")
-    return Scores(judge.name, stored.measure, stored.values)
+    return Scores(judge.name, judge.version, stored.measure, stored.values)
 
 
 def parse(record: Any) -> tuple[Key, Measure, ImageScore]:
@@ -137,7 +141,7 @@ def _read(path: Path) -> _Stored:
         except ValueError:
             continue  # cut short
         try:
-            if stored.version is None:
+            if stored.measure is None:
                 stored.version, stored.measure = _header(record)
             else:
                 key, measure, value = parse(record)

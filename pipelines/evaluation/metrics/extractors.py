@@ -65,8 +65,9 @@ Opened = tuple[Callable[[Tensor], Tensor], torch.nn.Module, int]
 def _toybox(_: str, device: torch.device) -> Opened:
     """The toybox detector's, averaged over the picture: in its 4 x 4 parts there would be 1,792 of them.
 
-    Most of a picture is ground: of these features, the Frechet distance tells drawn images from renders; precision and
-    recall hardly do.
+    The mean and not the maximum: wrong colours, and blur, raise the Frechet distance of fresh renders more
+    (`pytest -m slow tests/test_metrics_extractors.py -k maximum`). Most of a picture is ground: of these features, the
+    distance tells drawn images from renders; precision and recall hardly do.
     """
     from pipelines.evaluation.detector import Detector
 

@@ -28,6 +28,17 @@ Question = Literal["quality", "alignment"]
 Preference = Literal["first", "neither", "second"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 
+# What a study is determined by (study.py), in the words of those who run the command.
+DETERMINED_BY = {
+    "first": "the first name",
+    "second": "the second name",
+    "first_run": "the digest of the first run's settings",
+    "second_run": "the digest of the second run's settings",
+    "images": "the number of images a side",
+    "seed": "--seed",
+    "controls": "--controls",
+}
+
 APPLICATION_ID = int.from_bytes(b"casc")  # in the file's header: whose SQLite file this is
 FORMAT = 1
 SCHEMA = f"""
@@ -220,7 +231,7 @@ def _check_format(db: sqlite3.Connection, path: Path) -> None:
 
 def _check_study(there: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None:
     differing = [
-        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        f"{DETERMINED_BY.get(key, key)} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in dict.fromkeys([*there, *here])
         if there.get(key) != here.get(key)
     ]

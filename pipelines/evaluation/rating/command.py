@@ -57,9 +57,10 @@ def rate(
     except BaseException:
         answers.close()
         raise
+    items = f"{study.control_count} control item{'s' * (study.control_count != 1)}"
     print(
-        f"{study.names[0]} against {study.names[1]}: {len(study.prompts)} prompts and {study.control_count} control "
-        f"items a rater, {study.images} images a side; answers go into {output}"
+        f"{study.names[0]} against {study.names[1]}: {len(study.prompts)} prompts and {items} a rater, {study.images} "
+        f"images a side; answers go into {output}"
     )
     print("\n".join([server.url] if invited is None else [f"{name}  {server.link(name)}" for name in invited]))
     print("Ctrl-C ends; the same command goes on.", flush=True)

@@ -70,7 +70,7 @@ class Study:
         if names[0] == names[1] or not all(name.strip() for name in names):
             raise ValueError(f"the models are called {names[0]!r} and {names[1]!r}; give two names with --names")
         if not 0 <= controls <= 1:
-            raise ValueError(f"controls is {controls}; expected a share from 0 to 1")
+            raise ValueError(f"--controls is {controls}; expected a share from 0 to 1")
         self.runs, self.names, self.seed, self.controls = runs, names, seed, controls
         self.prompts = runs[0].prompts
         self.images = min(MOST_IMAGES, *(run.images_per_prompt for run in runs))

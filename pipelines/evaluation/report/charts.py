@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pipelines.evaluation.report.html import Estimate, sentence
+from pipelines.evaluation.report.html import Estimate, sentence, words
 
 LABELS, RIGHT, TOP, AXIS = 170, 56, 8, 30
 WIDTH = 760
@@ -44,7 +44,7 @@ def bars(rows: Mapping[str, Series], title: str, *, low: float = 0.0, high: floa
             if found["low"] is not None:
                 parts.append(_whisker(x(found["low"]), x(found["high"]), middle))
                 end = max(end, found["high"])
-            shown = f"{100 * value:.0f}%" if percent else f"{value:.3g}"
+            shown = f"{100 * value:.0f}%" if percent else words(found, "score")[0]
             parts.append(f'<text class="value" x="{x(end) + 6:.1f}" y="{middle + 3.5:.1f}">{shown}</text>')
             y += BAR + BETWEEN
         y += ROW - BETWEEN

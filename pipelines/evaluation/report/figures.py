@@ -37,7 +37,8 @@ def gather(
 ) -> dict[str, Any]:
     """runs, scores: by the names that the report calls the models. least_controls: as for `rater_figures`.
 
-    Raises ValueError where the runs, or the answers, are not of the same prompts and models.
+    Raises ValueError where the runs, or the answers, are not of the same prompts and models, or judges of one name not
+    the same.
     """
     prompts = check_prompts(runs).prompts
     categories: dict[str, list[int]] = {}
@@ -121,28 +122,33 @@ def judge_figures(scores: Mapping[str, Sequence[Scores]], categories: Categories
 
 
 def _judge(judge: str, measure: str, scores: Mapping[str, Sequence[Scores]], categories: Categories) -> dict[str, Any]:
-    judged = {
-        name: found.values
+    given = {
+        name: found
         for name, every in scores.items()
         for found in every
         if (found.judge, found.measure) == (judge, measure) and found.values
     }
-    clusters: dict[str, dict[int, list[float]]] = {name: {} for name in judged}
-    for name, values in judged.items():
-        for (prompt, _), found in sorted(values.items()):
-            clusters[name].setdefault(prompt, []).append(found.score)
+    reference, version = next((name, found.version) for name, found in given.items())
+    clusters: dict[str, dict[int, list[float]]] = {name: {} for name in given}
+    for name, found in given.items():
+        if found.version != version:
+            raise ValueError(
+                f"{name} was scored by another {judge} ({found.version}) than {reference} ({version}); delete the file "
+                f"scores/{judge}.jsonl of the one that is out of date, and score that run again"
+            )
+        for (prompt, _), value in sorted(found.values.items()):
+            clusters[name].setdefault(prompt, []).append(value.score)
     interval = clustered_share if measure == "right" else clustered_mean
-    reference = next(iter(clusters))
     runs = {
         name: {
             **per_category(own, categories, interval),
-            "images": len(judged[name]),
-            "wrong": _reasons(judged[name]),
-            "against": None if name == reference else _difference(own, clusters[reference]),
+            "images": len(given[name].values),
+            "wrong": _reasons(given[name].values),
+            "against": None if name == reference else _difference(own, clusters[reference], measure),
         }
         for name, own in clusters.items()
     }
-    return {"judge": judge, "measure": measure, "reference": reference, "runs": runs}
+    return {"judge": judge, "version": version, "measure": measure, "reference": reference, "runs": runs}
 
 
 def per_category(
@@ -176,7 +182,13 @@ def _reasons(values: Mapping[tuple[int, int], Any]) -> dict[str, dict[str, Any]]
     }
 
 
-def _difference(own: Mapping[int, Sequence[float]], other: Mapping[int, Sequence[float]]) -> dict[str, float] | None:
+def _difference(
+    own: Mapping[int, Sequence[float]], other: Mapping[int, Sequence[float]], measure: str
+) -> dict[str, float] | None:
     """The mean over prompts of how much more the one scores than the other, prompt by prompt."""
     pairs = [[sum(own[i]) / len(own[i]) - sum(other[i]) / len(other[i])] for i in own if i in other]
-    return asdict(clustered_mean(pairs)) if len(pairs) > 1 else None
+    if len(pairs) < 2:
+        return None
+    found = clustered_mean(pairs)
+    low, high = (max(-1.0, found.low), min(1.0, found.high)) if measure == "right" else (found.low, found.high)
+    return {"value": found.value, "low": low, "high": high}

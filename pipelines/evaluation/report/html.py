@@ -12,7 +12,7 @@ Unit = Literal["share", "points", "score", "difference", "strength"]  # shares a
 Estimate = Mapping[str, Any]  # value, low, high; low and high may be None
 
 
-FORMS: dict[Unit, str] = {"share": ".1f", "points": "+.1f", "score": ".3g", "difference": "+.3g", "strength": "+.2f"}
+FORMS: dict[Unit, str] = {"share": ".1f", "points": "+.1f", "score": "#.3g", "difference": "+#.3g", "strength": "+.2f"}
 
 
 class Html(str):
@@ -57,7 +57,8 @@ def words(found: Estimate, unit: Unit) -> tuple[str, str]:
     """An estimate and its interval: ("52.3%", "48.1 to 56.5"); "" for an interval there is none of."""
 
     def show(value: float) -> str:
-        return f"{100 * value if unit in ('share', 'points') else value:{FORMS[unit]}}".replace("-", "−")
+        text = f"{100 * value if unit in ('share', 'points') else value:{FORMS[unit]}}"
+        return text.removesuffix(".").replace("-", "−")
 
     value = show(found["value"]) + ("%" if unit == "share" else "")
     return value, "" if found["low"] is None else f"{show(found['low'])} to {show(found['high'])}"
@@ -67,6 +68,20 @@ def sentence(found: Estimate, unit: Unit) -> str:
     """The same as running text: 52.3% (48.1 to 56.5)."""
     value, span = words(found, unit)
     return value + (" points" if unit == "points" else "") + (f" ({span})" if span else "")
+
+
+def hardly_informing(what: str, intervals: Mapping[str, Estimate], scale: float, remedy: str) -> str:
+    """Which intervals leave open more than they rule out, as a paragraph; "" for none.
+
+    scale: how far the least and the greatest possible value are apart. remedy: what there should be more of.
+    """
+    wide = [name for name, of in intervals.items() if of["low"] is not None and of["high"] - of["low"] > scale / 2]
+    return (
+        f"<p class='quiet'>{what} that hardly inform, as they leave open more than half of what is possible: "
+        f"{escape(', '.join(wide))}. More {remedy} would narrow them.</p>"
+        if wide
+        else ""
+    )
 
 
 def cell(found: Estimate | None, unit: Unit) -> Html:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.evaluation.report.charts import bars, legend, model_colours
-from pipelines.evaluation.report.html import Section, Unit, cell, sentence, table
+from pipelines.evaluation.report.html import Section, Unit, cell, hardly_informing, sentence, table
 
 Figures = Mapping[str, Any]
 
@@ -52,16 +52,10 @@ def _judge(judge: Figures, figures: Figures) -> str:
         }
     low, high = (0.0, 1.0) if unit == "share" else _range(rows)
     chart = bars(rows, judge["judge"], low=low, high=high, percent=unit == "share")
+    counts = {"all": len(figures["prompts"]), **{name: len(figures["categories"][name]) for name in categories}}
     told = [
-        ("all", len(figures["prompts"]), *(cell(own["overall"], unit) for own in runs.values())),
-        *(
-            (
-                name,
-                len(figures["categories"][name]),
-                *(cell(own["categories"].get(name), unit) for own in runs.values()),
-            )
-            for name in categories
-        ),
+        (label, counts[label], *(cell(series[name][1] if name in series else None, unit) for name in runs))
+        for label, series in rows.items()
     ]
     parts = [
         f'<p class="quiet">{"The share of images that it calls right." if unit == "share" else "Its mean score."}</p>',
@@ -69,6 +63,9 @@ def _judge(judge: Figures, figures: Figures) -> str:
         f'<div class="scroll">{chart}</div>',
         table(("category", "prompts", *runs), told, overall=True),
     ]
+    if unit == "share":
+        shares = {f"{label} ({name})": found for label, series in rows.items() for name, (_, found) in series.items()}
+        parts.append(hardly_informing("Intervals", shares, scale=1.0, remedy="prompts"))
     against = [(name, cell(own["against"], difference)) for name, own in runs.items() if own["against"]]
     if against:
         heads = ("run", f"{'points' if unit == 'share' else 'score'} more than {judge['reference']}")

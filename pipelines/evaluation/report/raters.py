@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from pipelines.evaluation.report.charts import bars, dots, legend, model_colours
-from pipelines.evaluation.report.html import Section, anchor, cell, sentence, table, words
+from pipelines.evaluation.report.html import Section, anchor, cell, hardly_informing, sentence, table, words
 
 QUESTIONS = {
     "alignment": ("Raters on alignment", "Which set of images better represents the caption?"),
@@ -54,17 +54,27 @@ def findings(figures: Figures) -> list[tuple[str, str, str]]:
 def _verdict(pair: Figures) -> tuple[str, str]:
     """In a sentence, and with figures."""
     net, first, second = pair["overall"]["net"], pair["first"], pair["second"]
-    ahead = sum(own["net"]["value"] > 0 for own in pair["categories"].values())
-    behind = sum(own["net"]["value"] < 0 for own in pair["categories"].values())
-    if net["low"] is not None and net["low"] > 0:
+    if _clearly_ahead(net, 1):
         said = f"{first} is preferred to {second}"
-    elif net["high"] is not None and net["high"] < 0:
+    elif _clearly_ahead(net, -1):
         said = f"{second} is preferred to {first}"
     else:
         said = f"No clear difference between {first} and {second}"
-    of = len(pair["categories"])
-    more = f"; {first} ahead in {ahead}, {second} in {behind} of {of} categories" if of > 1 else ""
+    nets = [own["net"] for own in pair["categories"].values()]
+    ahead, behind = _ahead(nets, 1), _ahead(nets, -1)
+    more = f"; {first} ahead in {ahead}, {second} in {behind} of {len(nets)} categories" if len(nets) > 1 else ""
     return said, f"net preference {sentence(net, 'points')}{more}"
+
+
+def _ahead(nets: Sequence[Figures], sign: int) -> str:
+    """In how many categories the first (sign 1) or the second (-1) is ahead: "8 (5 clearly)"."""
+    count = sum(sign * net["value"] > 0 for net in nets)
+    return f"{count} ({sum(_clearly_ahead(net, sign) for net in nets) or 'none'} clearly)" if count else "0"
+
+
+def _clearly_ahead(net: Figures, sign: int) -> bool:
+    """Whether the interval leaves out 0."""
+    return net["low"] is not None and min(sign * net["low"], sign * net["high"]) > 0
 
 
 def notes(figures: Figures) -> list[str]:
@@ -137,6 +147,12 @@ def _pair(pair: Figures, title: str, colours: Mapping[str, str]) -> str:
         + legend(dict(names.values()))
         + f'<div class="scroll">{chart}</div>'
         + table(heads, rows, overall=True)
+        + hardly_informing(
+            "Intervals of the net preference",
+            {label: own["net"] for label, own in estimates.items()},
+            scale=2.0,
+            remedy="raters or prompts",
+        )
     )
 
 

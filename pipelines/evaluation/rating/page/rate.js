@@ -108,7 +108,9 @@ function showSet(side, images) {
     button.onclick = () => zoom(side, images, k);
     return button;
   });
-  $(`images-${side}`).style.setProperty("--columns", images.length > 3 ? Math.ceil(images.length / 2) : images.length);
+  const columns = images.length > 3 ? Math.ceil(images.length / 2) : images.length;
+  $("compare").style.setProperty("--columns", columns);
+  $("compare").style.setProperty("--rows", Math.ceil(images.length / columns));
   $(`images-${side}`).replaceChildren(...buttons);
 }
 
