@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from conditioning.text import TextEncoder
 
 GRIDS = "samples"  # the folder of sample grids within a cascade's
+NOT_STATED = "not stated"
 
 
 def assemble(
@@ -24,20 +25,21 @@ def assemble(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     text_encoder: str | None = None,
     revision: str | None = None,
-    licence: str = "not stated",
+    licence: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Put trained stages and a text encoder together into a cascade that `--model` takes.
 
     The averaged weights of each run's newest checkpoint are taken. A text encoder in a folder is copied; one of the hub
-    is named. The model card tells each stage's hyperparameters and data, with its last sample grid.
+    is named. The model card tells each stage's hyperparameters and data, with its last sample grid. Where stages come
+    from a cascade, or began with one, so do its safety checker and watermark.
 
     Args:
         stages: From the base up: the folders of `cascade train`, or of stages in a cascade's folder.
         output: The folder to write; a cascade that is there is replaced.
         text_encoder: A folder or a hub id; that of the runs if left out.
         revision: Of the text encoder on the hub.
-        licence: Of the weights.
+        licence: Of the weights; that of the cascades which stages come from, or began with, if left out.
         dtype: What the weights are stored in.
     """
     if not stages:
@@ -48,16 +50,19 @@ def assemble(
 
 @dataclass(frozen=True)
 class Part:
-    """A stage, and what made it. run, config: those it was trained by; None for one out of a cascade."""
+    """A stage, and what made it. run, config: those it was trained by; None for one out of a cascade. cascade: the
+    folder of the one that it comes from, or began with.
+    """
 
     stage: Stage
     made_by: list[dict[str, Any]]
     run: Path | None = None
     config: TrainConfig | None = None
+    cascade: Path | None = None
 
 
 def put_together(
-    folders: list[Path], output: Path, text_encoder: str | None, revision: str | None, licence: str, dtype: str
+    folders: list[Path], output: Path, text_encoder: str | None, revision: str | None, licence: str | None, dtype: str
 ) -> None:
     import torch
 
@@ -65,12 +70,15 @@ def put_together(
     from cascade.card import model_card
     from cascade.chain import Cascade
     from cascade.training.text import TOKENS, TextConfig, completed, load_encoder
+    from pipelines.convert import copy_guards
     from weights.store import save_cascade
 
     parts = [read_part(folder) for folder in folders]
     stages = [part.stage for part in parts]
     configs = [part.config for part in parts if part.config is not None]
     Cascade(stages)  # does each take what the one before it draws?
+    cascades = [part.cascade for part in parts if part.cascade is not None]
+    licence = licence or licence_of(cascades)
     encoder, text = None, None
     texts = [config.text for config in configs if config.text is not None]
     name = text_encoder or next((text.encoder for text in texts if text.encoder is not None), None)
@@ -98,6 +106,7 @@ def put_together(
     def extra(target: Path) -> None:
         if encoder is not None:
             encoder.save_pretrained(target)
+        copy_guards(cascades, target)
         card = model_card(output.name, stages, manifest) + "".join(told(part, target) for part in parts)
         (target / "README.md").write_text(card, encoding="utf-8")
 
@@ -115,7 +124,7 @@ def read_part(folder: Path) -> Part:
     if (folder.parent / MANIFEST).is_file():
         stage = load_stage(folder.parent, folder.name)
         history = read_manifest(folder.parent)["provenance"]
-        return Part(stage, history.get(stage.config.name, [history]))
+        return Part(stage, history.get(stage.config.name, [history]), cascade=folder.parent)
     checkpoint = find_checkpoint(folder)
     if checkpoint is None:
         raise ValueError(f"{folder} holds no checkpoint: expected the folder of a run of `cascade train`")
@@ -134,7 +143,18 @@ def read_part(folder: Path) -> Part:
         "hours": round(progress["seconds"] / 3600, 2),
         "config": state["config"],
     }
-    return Part(stage.eval(), [made_by], folder, config)
+    start = None if config.start_from is None else Path(config.start_from).expanduser()
+    return Part(stage.eval(), [made_by], folder, config, start if start and (start / MANIFEST).is_file() else None)
+
+
+def licence_of(cascades: list[Path]) -> str:
+    """The one that stages come under. Raises ValueError for several."""
+    from weights.store import read_manifest
+
+    found = sorted({read_manifest(folder)["licence"] for folder in cascades} - {NOT_STATED})
+    if len(found) > 1:
+        raise ValueError(f"the stages come under {' and '.join(found)}: say with --licence what the whole is under")
+    return found[0] if found else NOT_STATED
 
 
 def check_text(encoder: TextEncoder, name: str, stages: list[Stage], texts: list[TextConfig]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -63,14 +65,27 @@ def embed(
     source = open_source(data, split)
     process = Process.from_environment()
     encoder, identity = _load(text_encoder, revision, max_length, padding, dtype, process.device(device))
-    result = build_cache(source, encoder, identity, output, process, batch_size=batch_size, max_skipped=max_skipped)
+    with listing_skipped():
+        result = build_cache(source, encoder, identity, output, process, batch_size=batch_size, max_skipped=max_skipped)
     share = "" if process.world == 1 else f" (process {process.rank} of {process.world})"
     print(f"{output}{share}: {result.made} captions embedded, {result.kept} were there")
     if result.cut:
-        print(f"{result.cut} captions were cut to {identity.max_length} tokens")
+        print(f"cut to {identity.max_length} tokens, which --max-length sets: {_counted(result.cut, 'caption')}")
     if result.skipped:
         first = result.skipped[0]
-        print(f"{len(result.skipped)} items have no caption, the first {first.name}: {first.reason}")
+        print(f"without a caption: {_counted(len(result.skipped), 'item')}, the first {first.name}: {first.reason}")
+
+
+@contextmanager
+def listing_skipped() -> Iterator[None]:
+    """A TooManySkipped is told with the first of the items, a line each, before it ends the command with one line."""
+    from cascade.data.skipped import TooManySkipped
+
+    try:
+        yield
+    except TooManySkipped as error:
+        print(f"\n{error.listed()}", file=sys.stderr)
+        raise
 
 
 @dataclass(frozen=True)
@@ -163,11 +178,15 @@ def find_captions(
                 wanted[shard][key] = caption
     if len(skipped) > limit * len(source):
         raise TooManySkipped(
-            f"{len(skipped)} of {len(source)} items have no caption, more than the share of {limit:g} that is allowed; "
-            "mend the data, or allow more with --max-skipped",
+            f"{len(skipped):,} of {len(source):,} items have no caption, and --max-skipped is {limit:g}: mend the "
+            "data, or allow more",
             skipped,
         )
     return wanted, skipped
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' if count > 1 else ''}"
 
 
 def _remove_half_written(folder: Path, shards: Container[int]) -> None:

@@ -10,6 +10,8 @@ import tyro
 if TYPE_CHECKING:
     from cascade.training.config import TrainConfig
 
+TRIED = 500  # images that a dry run reads, in the order of training
+
 
 def train(
     config: tyro.conf.Positional[Path],
@@ -34,16 +36,19 @@ def train(
         dry_run: Only check everything, say what it would take, and write the first batch as a contact sheet.
     """
     from cascade.training.config import load_config
+    from pipelines.embed import listing_skipped
+    from pipelines.process import Process
 
     settings = load_config(config, set)
-    if dry_run:
-        from pipelines.process import Process
-
-        process = Process.from_environment()
-        if process.rank == 0:
+    process = Process.from_environment()
+    with listing_skipped():
+        if not dry_run:
+            carry_out(settings, output, device, accept_changes)
+        elif process.rank == 0:
             print(rehearse(settings, output, process.world))
-        return
 
+
+def carry_out(settings: "TrainConfig", output: Path, device: str | None, accept_changes: bool) -> None:
     from cascade.training.interruption import Interrupted
     from cascade.training.run import Run
 
@@ -52,30 +57,47 @@ def train(
         progress = run()
     except Interrupted as stop:
         if run.world.main:
-            print(f"\nstopped by {stop.signal.name}; the same command goes on", file=sys.stderr)
+            steps = run.loop.progress.batch
+            print(f"\nstopped by {stop.signal.name} at step {steps}, saved; the same command goes on", file=sys.stderr)
         raise
-    if run.world.main:
-        print(f"{output}: {progress.batch} steps of {settings.diffusion.batch_size} images")
+    if not run.world.main:
+        return
+    print(f"{output}: {progress.batch} steps of {settings.diffusion.batch_size} images")
+    if progress.batch == run.began:
+        print("there was nothing left to do: give it a larger budget, or put it together with `cascade assemble`")
+    if run.skips.named:
+        print(f"{len(run.skips.named)} images could not be used: {run.skips.path}")
 
 
 def rehearse(settings: "TrainConfig", output: Path, processes: int = 1) -> str:
-    """What a run would take; writes its first images and captions into the folder."""
+    """What a run would take; writes its first images and captions into the folder, and what it finds unusable.
+
+    Raises TooManySkipped where a run would.
+    """
     import torch
 
+    from cascade.data.order import item_of
+    from cascade.data.skipped import SkipLog, find_skipped
     from cascade.training.cost import training_cost
     from cascade.training.distributed import World
-    from cascade.training.run import check_width, open_data
+    from cascade.training.run import SKIPPED, check_width, open_data
     from cascade.training.samples import save_sheet
     from cascade.training.text import open_text
 
+    images = settings.diffusion.batch_size
+    at_once = len(World(0, processes).rows(images, settings.loop.accumulation)[0])
     training, _ = open_data(settings)
     text = None if settings.text is None else open_text(settings.text, torch.device("cpu"))
     check_width(settings, text)
     size = training.transform.size
     cost = training_cost(settings.stage, size)
-    images = settings.diffusion.batch_size
-    at_once = len(World(0, processes).rows(images, settings.loop.accumulation)[0])
     memory = cost.memory(settings.loop, at_once, processes)
+    output.mkdir(parents=True, exist_ok=True)
+    count = len(training.source)
+    tried = [item_of(i, count, training.seed) for i in range(min(count, TRIED))]
+    unusable = list(find_skipped(training.source, training.transform, tried))
+    skips = SkipLog(output / SKIPPED, count, settings.data.max_skipped)
+    skips.record([(one,) for one in unusable] + [()] * (len(tried) - len(unusable)))
     samples = [training[i] for i in range(min(images, 64))]
     if text is not None:
         text.captions([sample.caption for sample in samples[:8]])  # are they in the cache?
@@ -86,9 +108,12 @@ def rehearse(settings: "TrainConfig", output: Path, processes: int = 1) -> str:
     steps = settings.budget.steps
     among = "one process" if processes == 1 else f"each of {processes} processes"
     length = f"{steps:,} steps" if steps is not None else f"{settings.budget.minutes:g} minutes"
+    held_out = settings.data.held_out
+    data = f"{count:,} images" + (f", {held_out} more held out" if held_out else "")
     lines = [
         f"stage           {settings.stage.name}, trained on {size[1]} x {size[0]} px",
-        f"data            {len(training.source):,} images, {settings.data.held_out} more held out",
+        f"data            {data}" + (", fewer than a batch" if count < images else ""),
+        f"unusable        {len(unusable)} of {len(tried)} tried" + (f", see {skips.path}" if unusable else ""),
         f"parameters      {cost.parameters / 1e6:,.1f} M",
         f"compute         {flops(cost.flops)} an image, {flops(cost.flops * images)} a step",
         f"run             {length} of {images} images",
@@ -97,8 +122,8 @@ def rehearse(settings: "TrainConfig", output: Path, processes: int = 1) -> str:
     ]
     if steps is not None:
         seen = steps * images
-        epochs = seen / len(training.source)
-        lines.insert(5, f"                {seen:,} images, {epochs:,.1f} epochs, {flops(cost.flops * seen)}")
+        epochs = seen / count
+        lines.insert(6, f"                {seen:,} images, {epochs:,.1f} epochs, {flops(cost.flops * seen)}")
     return "\n".join(lines)
 
 

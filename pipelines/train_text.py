@@ -37,15 +37,19 @@ def train_text(
 
     from cascade.data.source import open_source
     from cascade.training.interruption import Interrupted
+    from cascade.training.lock import locked
     from cascade.training.loop import Loop, LoopConfig
     from cascade.training.metrics import Console
     from cascade.training.run import check_same
     from cascade.training.schedule import Budget
-    from cascade.training.span_corruption import SpanCorruption, train_tokenizer
-    from pipelines.embed import find_captions
+    from cascade.training.span_corruption import SpanCorruption
+    from cascade.training.tokenizer import train_tokenizer
+    from pipelines.embed import find_captions, listing_skipped
     from pipelines.process import Process
 
-    captions = sorted(find_captions(open_source(data, split), max_skipped=max_skipped)[0][0].values())
+    with listing_skipped():
+        wanted, _ = find_captions(open_source(data, split), max_skipped=max_skipped)
+    captions = sorted(wanted[0].values())
     settings = {"captions": hashlib.sha256("\n".join(captions).encode()).hexdigest(), "vocab_size": vocab_size}
     check_same(settings, output)
     budget = Budget(steps=steps)
@@ -55,12 +59,15 @@ def train_text(
     torch.nn.Module.to(task.model, place)
     config = LoopConfig(learning_rate=2e-3, decay=0.5, ema_decay=0.99)
     loop = Loop(task, config, output, settings=settings, reporters=[Console()])
-    loop.resume()
-    try:
-        loop.run(budget)
-    except Interrupted as stop:
-        print(f"\nstopped by {stop.signal.name}; the same command goes on", file=sys.stderr)
-        raise
-    with loop.ema.applied():
-        task.export(output)
+    with locked(output):
+        if loop.resume():
+            print(f"goes on from step {loop.progress.steps}", file=sys.stderr)
+        try:
+            loop.run(budget)
+        except Interrupted as stop:
+            at = f"at step {loop.progress.steps}, saved; the same command goes on"
+            print(f"\nstopped by {stop.signal.name} {at}", file=sys.stderr)
+            raise
+        with loop.ema.applied():
+            task.export(output)
     print(f"{output}: a T5 of {task.tokenizer.size} pieces, trained on {len(captions)} captions")

@@ -26,9 +26,9 @@ def runs(tmp_path: Path, text_encoder: Any) -> list[Path]:
     return [saved(tmp_path / f"run-{i}", i, TextConfig(str(tmp_path / "t5"))) for i in range(2)]
 
 
-def saved(run: Path, number: int, text: TextConfig) -> Path:
+def saved(run: Path, number: int, text: TextConfig, **settings: Any) -> Path:
     stage = tiny_stages()[number]
-    config = encode(TrainConfig(stage.config, DataConfig("photos"), text))
+    config = encode(TrainConfig(stage.config, DataConfig("photos"), text, **settings))
     state = {"progress": {"first_step": 0, "steps": 7, "seconds": 3600.0}, "config": json.loads(json.dumps(config))}
     optimizer = make_optimizer(stage.denoiser, "adamw", 1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     save_checkpoint(run, 7, stage.denoiser, EMA(stage.denoiser, 0.9), optimizer, state)
@@ -76,6 +76,31 @@ def test_a_stage_of_a_cascade_takes_its_place_beside_runs(runs: list[Path], tmp_
         put_together(stages, tmp_path / "again", None, None, "MIT", "float32")
     put_together(stages, tmp_path / "again", str(tmp_path / "toy"), None, "MIT", "float32")
     assert read_manifest(tmp_path / "again")["text_encoder"] == read_manifest(tmp_path / "toy")["text_encoder"]
+
+
+def test_licence_and_guards_come_with_stages(runs: list[Path], tmp_path: Path) -> None:
+    put_together(runs, tmp_path / "own", None, None, None, "float32")
+    assert read_manifest(tmp_path / "own")["licence"] == "not stated"
+    put_together(runs, tmp_path / "guarded", None, None, "theirs", "float32")
+    for name in ("safety_checker", "feature_extractor", "watermarker"):
+        (tmp_path / "guarded" / name).mkdir()
+        (tmp_path / "guarded" / name / "config.json").write_text(name)
+        for file in ("model.safetensors", "diffusion_pytorch_model.safetensors"):
+            (tmp_path / "guarded" / name / file).write_bytes(b"")
+    parts = [runs[0], tmp_path / "guarded" / "stage-1-sr-16"]
+    put_together(parts, tmp_path / "taken", None, None, None, "float32")
+    began = saved(tmp_path / "began", 1, TextConfig(str(tmp_path / "t5")), start_from=str(tmp_path / "guarded"))
+    put_together([runs[0], began], tmp_path / "continued", None, None, None, "float32")
+    for name in ("taken", "continued"):
+        assert read_manifest(tmp_path / name)["licence"] == "theirs"
+        assert (tmp_path / name / "watermarker" / "config.json").read_text() == "watermarker"
+        assert (tmp_path / name / "feature_extractor" / "config.json").is_file()
+    put_together(runs, tmp_path / "other", None, None, "MIT", "float32")
+    mixed = [tmp_path / "other" / "stage-0-base-8", parts[1]]
+    with pytest.raises(ValueError, match="the stages come under MIT and theirs: say with --licence"):
+        put_together(mixed, tmp_path / "mixed", str(tmp_path / "t5"), None, None, "float32")
+    put_together(mixed, tmp_path / "mixed", str(tmp_path / "t5"), None, "both", "float32")
+    assert read_manifest(tmp_path / "mixed")["licence"] == "both"
 
 
 def test_what_does_not_fit_is_refused(runs: list[Path], tmp_path: Path, text_encoder: Any) -> None:

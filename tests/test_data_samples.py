@@ -14,14 +14,13 @@ from image_folders import encoded, make_folder, picture
 from cascade.data.folder import FolderSource
 from cascade.data.order import item_of
 from cascade.data.samples import PATIENCE, TrainingSet
-from cascade.data.skipped import SkipLog, Skipped, TooManySkipped, find_skipped
+from cascade.data.skipped import NothingUsable, SkipLog, Skipped, TooManySkipped, find_skipped
 from cascade.data.transform import Transform
 from cascade.presets import toybox_base
 from cascade.training.diffusion import Batches, DiffusionConfig
 from cascade.training.distributed import World
 from cascade.training.loading import load
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines of few cores
 TRANSFORM = Transform((16, 16), crop=(8, 8), position="random", flip=True)
 
 
@@ -167,8 +166,7 @@ def test_a_tenth_damaged_trains(tmp_path, workers):
     assert 0.07 < skips.skipped / skips.seen < 0.13
     logged = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert len(logged) == len({line["name"] for line in logged}) == 11
-    transform = Transform((16, 16))
-    found = list(find_skipped(FolderSource(folder), transform, workers=workers))
+    found = list(find_skipped(FolderSource(folder), Transform((16, 16)), range(110)))
     assert sorted((one.name, one.reason) for one in found) == sorted((line["name"], line["reason"]) for line in logged)
     assert [one.name for one in found] == sorted(one.name for one in found)
 
@@ -179,10 +177,12 @@ def test_sixty_per_cent_damaged_stops_with_the_list(tmp_path, workers):
     with pytest.raises(TooManySkipped) as stopped:
         train(folder, tmp_path / "skipped.jsonl", workers=workers)
     message = str(stopped.value)
-    assert "of 110 items cannot be used, more than the share of 0.25" in message
-    assert message.count("\n  ") == 11
-    assert "bad-0" in message
-    assert str(tmp_path / "skipped.jsonl") in message
+    assert "of 110 items (60%) cannot be used, and data.max_skipped is 0.25" in message
+    assert message.endswith(f"are in {tmp_path / 'skipped.jsonl'}")
+    lines = stopped.value.listed().splitlines()
+    assert len(lines) == 11
+    assert lines[0].startswith(("  bad-0", "  missing-0"))
+    assert lines[10] == "  and 56 more"
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 66
     assert train(folder, tmp_path / "all.jsonl", limit=0.9).seen == 400
 
@@ -190,8 +190,23 @@ def test_sixty_per_cent_damaged_stops_with_the_list(tmp_path, workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_usable_at_all(tmp_path, workers):
     data = TrainingSet(Pictures(50, broken=1), TRANSFORM)
-    with pytest.raises(TooManySkipped, match=rf"{PATIENCE} items in a row cannot be used:\n  \d+: the file is empty"):
+    with pytest.raises(NothingUsable, match=f"^{PATIENCE} items in a row cannot be used$") as stopped:
         next(load_batches(data, 2, workers=workers))
+    assert len(stopped.value.skipped) > 30
+    assert {one.reason for one in stopped.value.skipped} == {"the file is empty"}
+    assert ("samples.py" in str(stopped.value.__cause__)) == bool(workers)  # where in the worker it was raised
+    error = SkipLog(tmp_path / "log", 50, limit=0.5).too_many(str(stopped.value), stopped.value.skipped)
+    assert str(error).startswith(f"{PATIENCE} items in a row cannot be used, and data.max_skipped is 0.5")
+    assert len((tmp_path / "log").read_text().splitlines()) == len(stopped.value.skipped) == len(error.skipped)
+
+
+def test_a_bug_in_a_worker_is_told_with_its_place():
+    class Broken(Pictures):
+        def image(self, index):
+            raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match=r"worker process 0(.|\n)*in image"):
+        next(load_batches(TrainingSet(Broken(5), TRANSFORM), 2, workers=1))
 
 
 def test_no_worker_outlives_its_iterator():

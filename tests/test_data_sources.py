@@ -306,7 +306,7 @@ def test_held_out_items_are_not_trained_on(tmp_path):
     assert pixels(validation.image(0)) == pixels(encoded(picture(int(validation.name(0)[:4]))))
     with pytest.raises(IndexError):
         validation.name(7)
-    with pytest.raises(ValueError, match="30 of 30"):
+    with pytest.raises(ValueError, match="held_out is 30, and there are 30 items: expected 1 to 29"):
         hold_out(source, 30)
 
 

@@ -72,12 +72,12 @@ def test_captions_that_are_cut_or_missing_are_counted(here, capsys):
     Path("data/0004.txt").write_text(" ")
     assert command("--max-length", "4") == 0
     out = capsys.readouterr().out
-    assert "34 captions were cut to 4 tokens" in out
-    assert "2 items have no caption, the first 0003.png: no caption" in out
+    assert "cut to 4 tokens, which --max-length sets: 34 captions\n" in out
+    assert "without a caption: 2 items, the first 0003.png: no caption" in out
     assert command("--max-length", "4", "--max-skipped", "0.01") == 2
     error = capsys.readouterr().err
-    assert "2 of 36 items have no caption, more than the share of 0.01" in error
-    assert "0004.png: the caption is empty" in error
+    assert "2 of 36 items have no caption, and --max-skipped is 0.01" in error.splitlines()[-1]
+    assert "\n  0004.png: the caption is empty\n" in error
 
 
 def test_a_cascade_knows_its_length(pipe, here, capsys):

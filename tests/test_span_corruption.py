@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.data.text import plain_text
-from cascade.training.span_corruption import IGNORED, SmallT5, SpanCorruption, corrupt, pack, train_tokenizer
+from cascade.training.span_corruption import IGNORED, SmallT5, SpanCorruption, corrupt, pack
+from cascade.training.tokenizer import train_tokenizer
 from conditioning import TextEncoder, Tokenizer
 from conditioning.tokenizer import EOS, PAD
 

@@ -1,14 +1,8 @@
-"""cascade/training/loop.py: a loop that a kill at any moment does not change."""
+"""cascade/training/loop.py: steps, what is told of them, and what is refused."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import random
-import signal
-import time
-import warnings
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +12,9 @@ import pytest
 import torch
 from torch import nn
 from training_tasks import (
-    BASE,
-    DROPOUT,
     LOOP,
-    PLAIN,
     SR,
     Dies,
-    Killed,
     Shapes,
     assert_same,
     encode,
@@ -35,222 +25,11 @@ from training_tasks import (
 )
 
 from cascade.parameterization import LossWeight
-from cascade.stage import StageConfig
-from cascade.training.checkpoint import find_checkpoint, read_state
 from cascade.training.diffusion import DiffusionConfig, DiffusionTask
 from cascade.training.ema import EMA
-from cascade.training.interruption import Interrupted
 from cascade.training.loop import Diverged, Loop, LoopConfig
 from cascade.training.optimizers import parameter_groups
 from cascade.training.schedule import Budget
-
-# Resuming
-
-
-@pytest.mark.parametrize(("config", "bf16"), [(BASE, False), (BASE, True), (SR, False), (SR, True), (DROPOUT, False)])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, config: StageConfig, bf16: bool) -> None:
-    settings = replace(LOOP, bf16=bf16)
-    whole = Loop(task(config), settings, tmp_path / "whole")
-    whole.run(Budget(steps=6))
-    for saves_at, dies_at in ((2, 3), (4, 5)):
-        dying = Dies(task(config), saves_at, dies_at)
-        dying.loop = loop = Loop(dying, settings, tmp_path / "cut")
-        loop.resume()
-        with pytest.raises(Killed):
-            loop.run(Budget(steps=6))
-    last = Loop(task(config), settings, tmp_path / "cut")
-    assert last.resume()
-    assert last.progress.steps == 4
-    last.run(Budget(steps=6))
-    assert_same(state(last), state(whole))
-    assert not torch.equal(state(whole)["model.network.stem.weight"], task(config).model.network.stem.weight)
-    assert any(key.endswith("exp_avg_sq") for key in state(last))
-
-
-def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
-    loop = Loop(task(), LOOP, tmp_path)
-    assert not loop.resume()
-    loop.run(Budget(steps=3))
-    again = Loop(task(), LOOP, tmp_path)
-    assert again.resume()
-    again.run(Budget(steps=3))
-    assert_same(state(again), state(loop))
-    again.run(Budget(steps=5))
-    assert again.progress.steps == 5
-
-
-def train_alone(folder: Path, steps: int) -> None:
-    torch.set_num_threads(1)
-    loop = Loop(task(), replace(LOOP, checkpoint_minutes=0.0), folder)
-    loop.resume()
-    loop.run(Budget(steps=steps))
-
-
-def started(folder: Path, steps: int) -> Any:
-    """A process that trains; forked, it need not import everything anew."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's about forks of threads
-        process = multiprocessing.get_context("fork").Process(target=train_alone, args=(folder, steps))
-        process.start()
-    return process
-
-
-def wait_for_lines(process: Any, folder: Path, more_than: int) -> None:
-    """Until a process has trained a little, or is done."""
-    while process.is_alive() and len(log_lines(folder)) <= more_than:
-        time.sleep(0.005)
-
-
-def log_lines(folder: Path) -> list[str]:
-    path = folder / "metrics.jsonl"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path: Path) -> None:
-    """It saves after every step, so that most kills hit a save."""
-    steps, cut, plain = 300, tmp_path / "cut", tmp_path / "plain"
-    moments, kills = random.Random(0), 0
-    while kills < 20:
-        process = started(cut, steps)
-        wait_for_lines(process, cut, _newest(cut))
-        time.sleep(moments.uniform(0.0, 0.15))
-        process.kill()
-        process.join()
-        kills += 1
-        if process.exitcode == 0:
-            break
-    assert kills >= 10  # the machine may be too fast for the others
-    for folder in (cut, plain):
-        process = started(folder, steps)
-        process.join()
-        assert process.exitcode == 0
-    a, b = find_checkpoint(cut), find_checkpoint(plain)
-    assert a is not None
-    assert b is not None
-    for part in ("model", "ema", "optimizer"):
-        assert (a / f"{part}.safetensors").read_bytes() == (b / f"{part}.safetensors").read_bytes()
-    assert [line["step"] for line in log(cut)] == list(range(1, steps + 1))
-    untimed = ("loss", "lr", "grad_norm", "error_q1")
-    assert [[x[name] for name in untimed] for x in log(cut)] == [[x[name] for name in untimed] for x in log(plain)]
-    assert [path.name for path in (cut / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
-
-
-def _newest(folder: Path) -> int:
-    found = find_checkpoint(folder)
-    return 0 if found is None else int(found.name.removeprefix("step-"))
-
-
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_step_saves_and_leaves(tmp_path: Path, signum: int, status: int) -> None:
-    class Told(Dies):
-        def batch(self, step: int, rows: range) -> Any:
-            if step == 2:
-                os.kill(os.getpid(), signum)
-            return self.inner.batch(step, rows)
-
-    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    loop = Loop(Told(task(), 99, 99), LOOP, tmp_path / "cut")
-    with pytest.raises(Interrupted) as raised:
-        loop.run(Budget(steps=6))
-    assert raised.value.code == status
-    assert handlers == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    again = Loop(task(), LOOP, tmp_path / "cut")
-    assert again.resume()
-    assert again.progress.steps == 3
-    again.run(Budget(steps=6))
-    plain = Loop(task(), LOOP, tmp_path / "whole")
-    plain.run(Budget(steps=6))
-    assert_same(state(again), state(plain))
-
-
-@pytest.mark.slow
-def test_a_process_told_to_stop_says_so_by_its_status(tmp_path: Path) -> None:
-    process = started(tmp_path, 100_000)
-    wait_for_lines(process, tmp_path, 0)
-    process.terminate()
-    process.join(timeout=60)
-    assert process.exitcode == 143
-    assert find_checkpoint(tmp_path) is not None
-
-
-def test_checkpoints_are_written_as_often_as_asked(tmp_path: Path) -> None:
-    loop = Loop(task(), replace(LOOP, checkpoint_minutes=0.0, keep=2), tmp_path, settings={"a": 1})
-    loop.run(Budget(steps=3))
-    folder = tmp_path / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000003"]
-    found = find_checkpoint(tmp_path)
-    assert found == folder / "step-00000003"
-    assert read_state(found)["progress"]["steps"] == 3
-    assert read_state(found)["config"] == {"a": 1}
-    assert sorted(path.suffix for path in found.iterdir()) == [".json"] + [".safetensors"] * 3
-    Loop(task(), LOOP, tmp_path / "rare").run(Budget(steps=2))
-    assert [path.name for path in (tmp_path / "rare" / "checkpoints").iterdir()] == ["step-00000002"]
-
-
-def test_reports_come_as_often_as_asked_and_join_the_metrics(tmp_path: Path) -> None:
-    loop = Loop(task(), replace(LOOP, report_every=2, log_every=10), tmp_path)
-    loop.run(Budget(steps=5), lambda progress: {"validation": float(progress.steps)})
-    assert log(tmp_path) == [{"step": 2, "validation": 2.0}, {"step": 4, "validation": 4.0}]
-
-
-def test_after_a_resume_no_line_is_there_twice_or_torn(tmp_path: Path) -> None:
-    dying = Dies(task(), saves_at=3, dies_at=5)
-    dying.loop = loop = Loop(dying, LOOP, tmp_path)
-    with pytest.raises(Killed):
-        loop.run(Budget(steps=7))
-    assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5]
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "lo')
-    again = Loop(task(), LOOP, tmp_path)
-    again.resume()
-    assert [line["step"] for line in log(tmp_path)] == [1, 2, 3]
-    again.run(Budget(steps=7))
-    assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
-
-
-def test_workers_make_the_same_batches(tmp_path: Path) -> None:
-    losses = []
-    for workers in (0, 1):
-        loop = Loop(task(), replace(LOOP, workers=workers), tmp_path / str(workers))
-        loop.run(Budget(steps=3))
-        losses.append([line["loss"] for line in log(tmp_path / str(workers))])
-    assert losses[0] == losses[1]
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    Loop(task(), LOOP, tmp_path).run(Budget(steps=1))
-    with pytest.raises(ValueError, match=r"the model of .* does not fit: \d+ tensors are in only one of them"):
-        Loop(task(PLAIN), LOOP, tmp_path).resume()
-
-
-def test_batches_go_on_from_the_first_step(tmp_path: Path) -> None:
-    asked = []
-    counted = task()
-    batch = counted.batch
-    counted.batch = lambda step, rows: asked.append(step) or batch(step, rows)  # type: ignore[assignment]
-    loop = Loop(counted, LOOP, tmp_path, first_step=100)
-    loop.run(Budget(steps=2))
-    loop.run(Budget(steps=3))
-    assert asked == [100, 101, 102]
-    assert [line["step"] for line in log(tmp_path)] == [101, 102, 103]
-    again = Loop(counted, LOOP, tmp_path)
-    again.resume()
-    assert (again.progress.first_step, again.progress.batch) == (100, 103)
-
-
-def test_a_budget_of_minutes_counts_earlier_runs(tmp_path: Path) -> None:
-    loop = Loop(task(), LOOP, tmp_path)
-    loop.run(Budget(minutes=0.5 / 60))
-    assert 0.5 <= loop.progress.seconds < 5
-    again = Loop(task(), LOOP, tmp_path)
-    again.resume()
-    steps = again.progress.steps
-    again.run(Budget(minutes=0.5 / 60))
-    assert again.progress.steps == steps > 0
-
-
-# Optimizing
 
 
 def test_training_learns_the_tiny_problem(tmp_path: Path) -> None:
@@ -286,8 +65,9 @@ def test_log_lines_are_means_since_the_last(tmp_path: Path) -> None:
     each, third = log(tmp_path / "1"), log(tmp_path / "3")
     assert [line["step"] for line in third] == [3, 6]
     for i, line in enumerate(third):
-        for name in ("loss", "error_q2", "lr"):
+        for name in ("loss", "error_q2"):
             assert line[name] == pytest.approx(sum(x[name] for x in each[3 * i : 3 * i + 3]) / 3, rel=1e-4)
+        assert line["lr"] == each[3 * i + 2]["lr"]
         assert line["images_per_second"] == pytest.approx(4 / line["seconds_per_step"], rel=1e-4)
 
 
@@ -322,7 +102,7 @@ def test_a_broken_batch_is_skipped(tmp_path: Path) -> None:
     assert moved == [True, False, False, True]
     assert all(tensor.isfinite().all() for tensor in states[-1].values())
     assert loop.progress.steps == 5
-    assert [line["skipped"] for line in log(tmp_path)] == [0, 0, 1, 2, 2]
+    assert [line["bad_steps"] for line in log(tmp_path)] == [0, 0, 1, 2, 2]
     assert log(tmp_path)[2]["loss"] is None  # JSON has no NaN
     assert log(tmp_path)[3]["grad_norm"] is None
 
@@ -397,6 +177,29 @@ def test_the_loop_averages_with_the_number_of_its_steps(tmp_path: Path) -> None:
         torch.testing.assert_close(loop.ema.weights["network.stem.weight"], wanted)
 
 
+def test_reports_come_as_often_as_asked_and_join_the_metrics(tmp_path: Path) -> None:
+    loop = Loop(task(), replace(LOOP, report_every=2, log_every=10), tmp_path)
+    loop.run(Budget(steps=5), lambda progress: {"validation": float(progress.steps)})
+    *reports, last = log(tmp_path)
+    assert reports == [{"step": 2, "validation": 2.0}, {"step": 4, "validation": 4.0}]
+    assert last["step"] == 5
+    assert last["loss"] > 0
+
+
+def test_the_rate_of_images_is_that_of_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def passes(seconds: float) -> float:
+        nonlocal now
+        now += seconds
+        return now
+
+    monkeypatch.setattr("cascade.training.loop.time.monotonic", lambda: passes(0.001))
+    loop = Loop(task(), replace(LOOP, report_every=1, log_every=3), tmp_path)
+    loop.run(Budget(steps=9), lambda progress: {"validation": passes(1000.0)})
+    assert all(line["seconds_per_step"] < 1 for line in log(tmp_path) if "loss" in line)
+
+
 # Refusals
 
 
@@ -415,6 +218,17 @@ def test_the_loop_averages_with_the_number_of_its_steps(tmp_path: Path) -> None:
         (lambda: LoopConfig(accumulation=0), "accumulation must be at least 1, got 0"),
         (lambda: LoopConfig(parallel="tp"), "parallel 'tp': expected ddp or fsdp"),  # type: ignore[arg-type]
         (lambda: LoopConfig(workers=-1), "workers must be at least 0, got -1"),
+        *(
+            (lambda name=name: LoopConfig(**{name: 0}), f"{name} must be at least 1, got 0")
+            for name in ("max_skipped", "log_every", "report_every", "keep")
+        ),
+        *(
+            (lambda name=name: LoopConfig(**{name: -1}), f"{name} must not be negative, got -1")
+            for name in ("warmup_steps", "weight_decay", "checkpoint_minutes")
+        ),
+        (lambda: LoopConfig(betas=(0.9, 1.0)), r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
+        (lambda: LoopConfig(grad_clip=0.0), "grad_clip must be positive, got 0.0"),
+        (lambda: LoopConfig("sgd"), "optimizer 'sgd': expected one of adamw, adafactor, muon"),  # type: ignore[arg-type]
         (lambda: Loop(task(), replace(LOOP, accumulation=3), Path()), r"a batch of 4 does not divide into 1 process"),
         (lambda: LossWeight("mse"), "unknown loss weight 'mse'"),
     ],

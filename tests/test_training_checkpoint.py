@@ -173,15 +173,24 @@ def test_rows_are_read_from_whichever_files_have_them(tmp_path: Path, world: int
 def test_what_is_incomplete_damaged_or_of_another_version_is_refused(tmp_path: Path) -> None:
     sharded(tmp_path / "x", {"a": torch.randn(4, 3)}, 3)
     (tmp_path / "x" / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(ValueError, match="has 2 of 3 files of its model: it is incomplete"):
+    with pytest.raises(ValueError, match=r"is damaged \(it has 2 of 3 files of its model\); delete it"):
         read_weights(tmp_path / "x", "model")
     with pytest.raises(ValueError, match="has 0 of 1 files of its ema"):
         read_weights(tmp_path / "x")
     save(tmp_path, 1, 1.0)
     folder = find_checkpoint(tmp_path)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"the model of .* is damaged"):
+    with pytest.raises(ValueError, match=r"is damaged \(its model: .*\); delete it: there is no other, so"):
         load_checkpoint(folder, *tiny_state(0.0))
+    for state in ("{", "[]", "{}"):
+        (folder / "state.json").write_text(state)
+        with pytest.raises(ValueError, match=r"step-00000001 is damaged \(its state\.json cannot be read: "):
+            read_state(folder)
+    save(tmp_path, 2, 1.0, keep=2)
+    newest = find_checkpoint(tmp_path)
+    (newest / "state.json").unlink()
+    with pytest.raises(ValueError, match=r"step-00000002 is damaged .* then goes on from step-00000001$"):
+        read_state(newest)
     (folder / "state.json").write_text('{"format": 9, "progress": {}}')
     with pytest.raises(ValueError, match="has format 9, and this version reads 1"):
         read_state(folder)

@@ -190,3 +190,19 @@ def test_a_stage_without_text_or_augmentation_trains(tmp_path: Path) -> None:
     plain = replace(SR, network=network, augmentation=None, schedule=LinearBeta())
     Loop(task(plain), LOOP, tmp_path).run(Budget(steps=2))
     assert all(math.isfinite(line["loss"]) for line in log(tmp_path))
+
+
+def test_all_of_a_batch_is_put_where_a_gpu_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning takes a GPU; that every tensor is asked for it does not."""
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor if tensor.dtype == torch.bool else tensor + 1)
+    found = task(SR)
+    batch = whole(found, 0)
+    batch = replace(batch, samples=replace(batch.samples, text=encode(batch.samples.captions)))
+    pinned = batch.pin_memory()
+    for name in ("time", "noise", "level", "blur_sigma", "level_noise"):
+        assert torch.equal(getattr(pinned, name), getattr(batch, name) + 1)
+    assert torch.equal(pinned.samples.images, batch.samples.images + 1)
+    assert torch.equal(pinned.samples.text.tokens, batch.samples.text.tokens + 1)  # with what masks hide
+    assert (pinned.samples.names, pinned.seed) == (batch.samples.names, batch.seed)
+    assert not torch.equal(pinned.noise, batch.noise)
+    assert batch.to(torch.device("meta")).samples.text.tokens.is_meta

@@ -1,6 +1,6 @@
 """A folder of images with captions, laid out as `datasets` reads an imagefolder.
 
-photos/metadata.jsonl    {"file_name": "a/1.jpg", "text": "a red car"}, one a line, "text" may be a list; or metadata.csv
+photos/metadata.jsonl    {"file_name": "a/1.jpg", "text": "a red car"} per line, "text" may be a list; or metadata.csv
 photos/a/1.jpg           or without metadata: a/1.txt beside it, a caption a line
 photos/train/...         a folder per split, if there are several
 """

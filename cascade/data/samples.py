@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cascade.data.order import item_of
-from cascade.data.skipped import Skipped, TooManySkipped
+from cascade.data.skipped import NothingUsable, Skipped
 from cascade.data.source import ImageSource, Unusable
 from cascade.data.transform import Transform
 from conditioning.embedding_cache import EmbeddingCache
@@ -69,7 +69,7 @@ class TrainingSet(Dataset[Sample]):
         self.source, self.transform, self.seed, self.text_dropout = source, transform, seed, text_dropout
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises TooManySkipped if PATIENCE items in a row are unusable."""
+        """Raises NothingUsable if PATIENCE items in a row cannot be used."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, index], spawn_key=(1,)))
         dropped = bool(rng.random() < self.text_dropout)
         skipped: list[Skipped] = []
@@ -83,7 +83,7 @@ class TrainingSet(Dataset[Sample]):
             except Unusable as error:
                 skipped.append(Skipped(self.source.name(item), str(error)))
             item = int(rng.integers(len(self.source)))
-        raise TooManySkipped(f"{PATIENCE} items in a row cannot be used", skipped)
+        raise NothingUsable(f"{PATIENCE} items in a row cannot be used", skipped)
 
 
 def collate(samples: Sequence[Sample], cache: EmbeddingCache | None = None) -> Batch:

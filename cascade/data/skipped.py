@@ -1,18 +1,17 @@
 """What training leaves out, and when that is too much.
 
 Items are looked at when their turn comes, not before: a million files need not be opened twice. `find_skipped` opens
-them all, for those who want to know beforehand.
+them for those who want to know beforehand.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
 from cascade.data.source import ImageSource, Unusable
 from cascade.data.transform import Transform
@@ -31,15 +30,22 @@ class Skipped:
 
 
 class TooManySkipped(ValueError):
-    """Too many items cannot be used. The message lists the first of them."""
+    """Too many items cannot be used. ``skipped`` are those that were found, each once."""
 
-    def __init__(self, message: str, skipped: Sequence[Skipped] = ()) -> None:
-        skipped = list({one.name: one for one in skipped}.values())
-        lines = [f"{message}:" if skipped else message]
-        lines += [f"  {one.name}: {one.reason}" for one in skipped[:SHOWN]]
-        if len(skipped) > SHOWN:
-            lines.append(f"  and {len(skipped) - SHOWN} more")
-        super().__init__("\n".join(lines))
+    def __init__(self, message: str, skipped: Iterable[Skipped] = ()) -> None:
+        super().__init__(message)
+        self.skipped = list({one.name: one for one in skipped}.values())
+
+    def listed(self) -> str:
+        """The first of them, a line each, and how many more there are."""
+        lines = [f"  {one.name}: {one.reason}" for one in self.skipped[:SHOWN]]
+        if len(self.skipped) > SHOWN:
+            lines.append(f"  and {len(self.skipped) - SHOWN:,} more")
+        return "\n".join(lines)
+
+
+class NothingUsable(TooManySkipped):
+    """No item was found for a sample."""
 
 
 class SkipLog:
@@ -71,18 +77,26 @@ class SkipLog:
         """
         self.seen += len(skipped)
         self.skipped += sum(map(bool, skipped))  # what was tried in an item's place does not count: its turn will come
-        fresh = [one for tried in skipped for one in tried if one.name not in self._named]
-        fresh = list({one.name: one for one in fresh}.values())
-        if fresh:
-            self._named.update({one.name: one for one in fresh})
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(asdict(one)) + "\n" for one in fresh))
+        self._name(one for tried in skipped for one in tried)
         if self.seen >= min(FIRST_VERDICT, self.items) and self.skipped > self.limit * self.seen:
-            raise TooManySkipped(
-                f"{self.skipped} of {self.seen} items cannot be used, more than the share of {self.limit:g} that is "
-                f"allowed; mend the data, or allow more. All that were found are in {self.path}",
-                self.named,
-            )
+            share = self.skipped / self.seen
+            raise self.too_many(f"{self.skipped:,} of {self.seen:,} items ({share:.0%}) cannot be used")
+
+    def too_many(self, what: str, skipped: Iterable[Skipped] = ()) -> TooManySkipped:
+        """The error that says so, once all that were found are in the file."""
+        self._name(skipped)
+        return TooManySkipped(
+            f"{what}, and data.max_skipped is {self.limit:g}: mend the data, or allow more. All that were found are in "
+            f"{self.path}",
+            self.named,
+        )
+
+    def _name(self, skipped: Iterable[Skipped]) -> None:
+        fresh = {one.name: one for one in skipped if one.name not in self._named}
+        if fresh:
+            self._named |= fresh
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(asdict(one)) + "\n" for one in fresh.values()))
 
 
 def _read(path: Path) -> Iterator[Skipped]:
@@ -94,26 +108,12 @@ def _read(path: Path) -> Iterator[Skipped]:
             continue
 
 
-class _Trial(Dataset[Skipped | None]):
-    """Item by item, why it cannot be used, if so."""
-
-    def __init__(self, source: ImageSource, transform: Transform) -> None:
-        self.source, self.transform = source, transform
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Skipped | None:
+def find_skipped(source: ImageSource, transform: Transform, items: Iterable[int]) -> Iterator[Skipped]:
+    """Which of these items of a source cannot be used: captions and images are read in full."""
+    rng = np.random.default_rng(0)
+    for item in items:
         try:
-            self.source.captions(index)
-            self.transform(self.source.image(index), np.random.default_rng(0))
+            source.captions(item)
+            transform(source.image(item), rng)
         except Unusable as error:
-            return Skipped(self.source.name(index), str(error))
-        return None
-
-
-def find_skipped(source: ImageSource, transform: Transform, workers: int = 0) -> Iterator[Skipped]:
-    """Every item of a source that cannot be used, in its order: captions and images are read in full."""
-    for found in DataLoader(_Trial(source, transform), batch_size=None, num_workers=workers):
-        if found is not None:
-            yield found
+            yield Skipped(source.name(item), str(error))

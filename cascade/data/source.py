@@ -98,7 +98,7 @@ class Part:
 def hold_out(source: ImageSource, count: int, seed: int = 0) -> tuple[Part, Part]:
     """(training, validation): ``count`` items chosen by ``seed`` are kept from training."""
     if not 0 < count < len(source):
-        raise ValueError(f"{count} of {len(source)} items held out; expected at least one on either side")
+        raise ValueError(f"held_out is {count}, and there are {len(source)} items: expected 1 to {len(source) - 1}")
     return Part(source, count, len(source), seed), Part(source, 0, count, seed)
 
 

@@ -46,10 +46,20 @@ def _all(folder: Path) -> list[Path]:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """state.json, checked. Raises ValueError."""
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{checkpoint} has format {state.get('format')}, and this version reads {FORMAT}")
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        form = state["format"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(checkpoint, f"its {STATE} cannot be read: {error}") from None
+    if form != FORMAT:
+        raise ValueError(f"{checkpoint} has format {form}, and this version reads {FORMAT}")
     return state
+
+
+def _damaged(checkpoint: Path, what: str) -> ValueError:
+    older = [path.name for path in _all(checkpoint.parent) if path != checkpoint]
+    then = f"the run then goes on from {older[-1]}" if older else "there is no other, so the run then begins anew"
+    return ValueError(f"{checkpoint} is damaged ({what}); delete it: {then}")
 
 
 def save_checkpoint(
@@ -131,7 +141,7 @@ def read_weights(checkpoint: Path, part: str = "ema") -> dict[str, Tensor]:
 
 
 class StoredTensors:
-    """One part of a checkpoint, read as it is asked for. Raises ValueError if a file is missing or damaged."""
+    """One part of a checkpoint, read as it is asked for. Raises ValueError if it is missing or damaged, and OSError."""
 
     def __init__(self, checkpoint: Path, part: str) -> None:
         self.checkpoint, self.part = checkpoint, part
@@ -139,14 +149,14 @@ class StoredTensors:
         self._paths = [whole] if whole.exists() else sorted(checkpoint.glob(f"{part}-*-of-*.safetensors"))
         wanted = 1 if whole.exists() else int(self._paths[0].stem.rsplit("-", 1)[1]) if self._paths else 1
         if len(self._paths) != wanted:
-            raise ValueError(f"{checkpoint} has {len(self._paths)} of {wanted} files of its {part}: it is incomplete")
+            raise _damaged(checkpoint, f"it has {len(self._paths)} of {wanted} files of its {part}")
 
     def __enter__(self) -> StoredTensors:
         with ExitStack() as stack:
             try:
                 self._files: list[Any] = [stack.enter_context(safe_open(path, "pt")) for path in self._paths]
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"the {self.part} of {self.checkpoint} is damaged ({error})") from error
+            except SafetensorError as error:
+                raise _damaged(self.checkpoint, f"its {self.part}: {error}") from error
             self._holders: dict[str, list[Any]] = {}
             for file in self._files:
                 for name in file.keys():  # noqa: SIM118 (it is no mapping)

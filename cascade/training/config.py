@@ -26,6 +26,7 @@ from cascade.data.skipped import MAX_SKIPPED
 from cascade.stage import StageConfig
 from cascade.training import recipes
 from cascade.training.diffusion import DiffusionConfig
+from cascade.training.distributed import World
 from cascade.training.loop import LoopConfig
 from cascade.training.schedule import Budget
 from cascade.training.text import TextConfig, completed
@@ -95,12 +96,15 @@ class TrainConfig:
             raise ValueError(f"the network of stage {self.stage.name!r} {kind}")
         if self.data.crop is not None and self.stage.low_resolution is None:
             raise ValueError("data.crop is for super-resolution stages; a base draws whole images")
+        World().rows(self.diffusion.batch_size, self.loop.accumulation)  # raises ValueError for a remainder
 
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
     """Read a TOML file; ``changes`` are "loop.learning_rate=1e-4". Raises ConfigError or OSError."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"no config could be read from {str(path)!r}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no TOML: {error}") from None
     for change in changes:

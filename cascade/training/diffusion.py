@@ -4,10 +4,11 @@ Shapes: B images, H W pixels. All that is random about sample i is a function of
 offset is one for a whole step; so neither the number of processes nor accumulation changes what a run learns.
 """
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -66,6 +67,25 @@ class Batch:
     blur_sigma: Tensor
     level_noise: Tensor | None
     seed: int
+
+    def pin_memory(self) -> "Batch":
+        """In memory that a GPU reads by itself, while this process goes on; a DataLoader with pin_memory calls this."""
+        return _each_tensor(self, Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Batch":
+        return _each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a dataclass, whose tensors are changed, and those of dataclasses in it; nothing is checked anew."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if not is_dataclass(value):
+        return value
+    changed = copy.copy(value)
+    for part in fields(value):
+        object.__setattr__(changed, part.name, _each_tensor(getattr(value, part.name), change))
+    return changed
 
 
 class Batches:
@@ -137,21 +157,19 @@ class DiffusionTask:
         """The mean weighted error, and the errors by quarters of the time."""
         if self.skips is not None:
             self.skips.record(batch.samples.skipped)
-        error, weight = self.errors(batch)
-        return (error * weight).mean(), _by_quartile(batch.time.to(error.device), error.detach())
+        error, weight = self.errors(batch.to(next(self.model.parameters()).device))
+        return (error * weight).mean(), _by_quartile(batch.time, error.detach())
 
     def errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The mean squared error of the network's prediction for each image, and its weight: (B,) both."""
-        device = next(self.model.parameters()).device
+        """The mean squared error of the network's prediction for each image, and its weight: (B,) both.
+
+        The batch is on the model's device.
+        """
         torch.manual_seed(batch.seed)
-
-        def sent(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        x0, noise, time = sent(batch.samples.images).float() / 127.5 - 1, sent(batch.noise), sent(batch.time)
-        logsnr = self.model.schedule(time).float()
+        x0, noise = batch.samples.images.float() / 127.5 - 1, batch.noise
+        logsnr = self.model.schedule(batch.time).float()
         alpha, sigma = (part[:, None, None, None] for part in alpha_sigma(logsnr))
-        with nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False):
+        with nullcontext() if x0.is_meta else torch.autocast(x0.device.type, enabled=False):
             condition = self._condition(batch, x0)
         prepared = self.model.prepare(condition, batch=len(x0))
         output = self.model.output(alpha * x0 + sigma * noise, logsnr, prepared)
@@ -165,7 +183,7 @@ class DiffusionTask:
         if self.encode is not None:
             text = self.encode(batch.samples.captions)
         if text is not None:
-            text = _drop(text.to(x0.device), batch.samples.dropped.to(x0.device), self.null)
+            text = _drop(text.to(x0.device), batch.samples.dropped, self.null)
         if self.stage.config.low_resolution is None:
             return Condition(text)
         height, width = x0.shape[-2:]
@@ -176,9 +194,9 @@ class DiffusionTask:
         if augmentation is None or batch.level_noise is None:
             return Condition(text, low_res)
         if augmentation.blur_sigma is not None and not x0.is_meta:
-            low_res = blur(low_res, batch.blur_sigma.float().to(x0.device))
-        logsnr = augmentation.schedule(batch.level).float().to(x0.device)
-        return Condition(text, augment(low_res, logsnr, batch.level_noise.to(x0.device)), logsnr)
+            low_res = blur(low_res, batch.blur_sigma.float())
+        logsnr = augmentation.schedule(batch.level).float()
+        return Condition(text, augment(low_res, logsnr, batch.level_noise), logsnr)
 
 
 def _drop(text: TextEmbedding, dropped: Tensor, null: TextEmbedding | None) -> TextEmbedding:
@@ -193,6 +211,8 @@ def _drop(text: TextEmbedding, dropped: Tensor, null: TextEmbedding | None) -> T
 
 
 def _by_quartile(time: Tensor, error: Tensor) -> Figures:
-    """The unweighted errors per quarter of the time axis, 1 the cleanest."""
+    """The unweighted errors per quarter of the time axis, 1 the cleanest. The time is on the CPU, as batches are made:
+    on a GPU, to ask which rows they are would wait for all that is under way.
+    """
     quarter = (time * 4).long().clamp(max=3)
     return {f"error_q{q + 1}": error[quarter == q] for q in range(4)}

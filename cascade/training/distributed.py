@@ -62,7 +62,9 @@ class World:
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()  # torch's barrier, told the device as NCCL wants it
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place."""
@@ -75,7 +77,8 @@ class World:
         own, rest = divmod(count, self.size * parts)
         if rest or not own:
             raise ValueError(
-                f"a batch of {count} does not divide into {self.size} process(es) x {parts} accumulated part(s)"
+                f"a batch of {count} does not divide into {self.size} process(es) x {parts} accumulated part(s): "
+                "change diffusion.batch_size or loop.accumulation"
             )
         first = self.rank * own * parts
         return [range(first + i * own, first + (i + 1) * own) for i in range(parts)]

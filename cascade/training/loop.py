@@ -199,7 +199,8 @@ class Loop:
                 clock = [now - started, now - last_save, *(float(signals.heard == s) for s in SIGNALS)]
                 elapsed, unsaved, *heard = self._agreed(clock)
                 self.progress.seconds = before + elapsed
-                if self.progress.steps % self.config.log_every == 0:
+                last = budget.spent(self.progress.steps, self.progress.seconds) >= 1
+                if last or self.progress.steps % self.config.log_every == 0:
                     self._log(means.take(self.device), (now - last_log) / window, budget)
                     window, last_log = 0, now
                 told = next((signum for signum, count in zip(SIGNALS, heard, strict=True) if count), None)
@@ -211,6 +212,7 @@ class Loop:
                     last_save = time.monotonic()
                 if told is not None:
                     raise Interrupted(told)
+                last_log += time.monotonic() - now  # what is not training does not count
         self.save()
 
     def inside(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -238,16 +240,16 @@ class Loop:
         """For every step the budget has left, the parts of its batch."""
         if budget.spent(self.progress.steps, self.progress.seconds) >= 1:
             return
-        with closing(load(self.task.batch, self.parts, self.progress.batch, self.config.workers)) as loaded:
+        step, workers, gpu = self.progress.batch, self.config.workers, self.device.type == "cuda"
+        with closing(load(self.task.batch, self.parts, step, workers, pin_memory=gpu)) as loaded:
             while budget.spent(self.progress.steps, self.progress.seconds) < 1:
                 yield itertools.islice(loaded, len(self.parts))
 
     def _step(self, micro_batches: Iterator[Any], spent: float) -> Figures:
         config = self.config
         factor = rate_factor(self.progress.steps, spent, warmup_steps=config.warmup_steps, decay=config.decay)
-        rate = config.learning_rate * factor
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = config.learning_rate * factor
         losses, figures = [], {}
         for i, batch in enumerate(micro_batches):
             with synced(self.wrapped, last=i == len(self.parts) - 1):
@@ -267,7 +269,7 @@ class Loop:
         self.optimizer.zero_grad()
         self.progress.steps += 1
         means = {name: torch.cat(values) for name, values in figures.items()}
-        return {"loss": loss, "grad_norm": norm, "lr": rate, **means}
+        return {"loss": loss, "grad_norm": norm, **means}
 
     def _skip(self, loss: float, norm: float) -> None:
         self.progress.skipped += 1
@@ -275,8 +277,8 @@ class Loop:
         if self._skipped_in_a_row >= self.config.max_skipped:
             raise Diverged(
                 f"{self._skipped_in_a_row} steps in a row, up to {self.progress.batch}, had a loss ({loss}) or a "
-                f"gradient (norm {norm}) that is no number. The last checkpoint is as good as it was: go on from it "
-                f"with a lower learning_rate than {self.config.learning_rate}, or a longer warmup_steps"
+                f"gradient (norm {norm}) that is no number. The last checkpoint, if there is one yet, is as good as it "
+                f"was: go on with a lower learning_rate than {self.config.learning_rate}, or a longer warmup_steps"
             )
 
     def _agreed(self, clock: list[float]) -> list[float]:
@@ -295,7 +297,8 @@ class Loop:
             "seconds_per_step": seconds_per_step,
             "seconds_left": left,
             "memory_gb": memory_gb(self.device),
-            "skipped": self.progress.skipped,
+            "bad_steps": self.progress.skipped,
+            "lr": self.optimizer.param_groups[0]["lr"],
             **means,
         }
         peak = peak_flops(self.device) if self.config.bf16 else None

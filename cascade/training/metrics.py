@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,7 +93,7 @@ def _number(value: float) -> float | None:
 
 
 class Console:
-    """One line on stderr, renewed in place on a terminal; elsewhere a new one at most every ``seconds``."""
+    """One line on stderr, renewed in place on a terminal; elsewhere one at most every ``seconds``, and the last."""
 
     def __init__(self, seconds: float = 30.0) -> None:
         self.seconds, self._last = seconds, -math.inf
@@ -102,9 +103,13 @@ class Console:
             self._print("  ".join(f"{name} {_shown(value)}" for name, value in line.items()) + "\n")
         elif sys.stderr.isatty():
             self._print(progress_line(line))
-        elif time.monotonic() - self._last > self.seconds:
+        elif time.monotonic() - self._last > self.seconds or line.get("spent") == 1:
             self._last = time.monotonic()
             self._print(progress_line(line) + "\n")
+
+    def say(self, text: str) -> None:
+        """A line of words."""
+        self._print(text + "\n")
 
     def _print(self, text: str) -> None:
         print(f"\r\033[K{text}" if sys.stderr.isatty() else text, end="", file=sys.stderr, flush=True)
@@ -117,8 +122,8 @@ def progress_line(line: Line) -> str:
     parts.append(f"mem {line['memory_gb']:.1f} GB")
     if line.get("mfu") is not None:
         parts.append(f"MFU {line['mfu']:.0%}")
-    if line.get("skipped"):
-        parts.append(f"skipped {line['skipped']}")
+    if line.get("bad_steps"):
+        parts.append(f"bad steps {line['bad_steps']}")
     return "  ".join([*parts, f"left {duration(line['seconds_left'])}"])
 
 
@@ -196,6 +201,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 # Dense bf16 operations a second of tensor cores, from the vendors' data sheets; the first name that fits counts.
 PEAK_FLOPS = {
     "B200": 2.25e15,
+    "GH200": 989e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -217,7 +223,7 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((flops for known, flops in PEAK_FLOPS.items() if known in name), None)
+    return next((flops for known, flops in PEAK_FLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def memory_gb(device: torch.device) -> float:

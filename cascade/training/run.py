@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import torch
 from cascade.build import build_stage, load_stage
 from cascade.config import encode
 from cascade.data.samples import Sample, TrainingSet
-from cascade.data.skipped import SkipLog, TooManySkipped
+from cascade.data.skipped import NothingUsable, SkipLog
 from cascade.data.source import ImageSource, hold_out, open_source
 from cascade.data.transform import Transform
 from cascade.stage import Stage, StageConfig
@@ -22,6 +25,7 @@ from cascade.training.config import TrainConfig, differences, stored_stage
 from cascade.training.cost import training_cost
 from cascade.training.diffusion import DiffusionTask
 from cascade.training.distributed import World
+from cascade.training.lock import locked
 from cascade.training.loop import Loop
 from cascade.training.metrics import Console, Reporter, tracker_names, trackers
 from cascade.training.samples import draw, save_sheet
@@ -29,6 +33,7 @@ from cascade.training.schedule import Progress
 from cascade.training.text import Text, open_text
 from weights.store import atomic_write
 
+SKIPPED = "skipped.jsonl"
 SHOWN = 16  # pictures of a base's sample grid without prompts; a quarter as many of super-resolution
 
 
@@ -43,19 +48,21 @@ class Run:
             check_same(encode(config), folder, ", or pass --accept-changes to go on with it so")
         self.training, self.held_out = open_data(config)
         self.world, self.device = World.join(device)
+        self.world.rows(config.diffusion.batch_size, config.loop.accumulation)  # raises ValueError for a remainder
         text = None if config.text is None else open_text(config.text, self.device)
         check_width(config, text)
         self.captions, self.null = (text.captions, text.null) if text is not None else (None, None)
         torch.manual_seed(config.diffusion.seed)
         self.stage = first_stage(config).to(self.device)
         folder.mkdir(parents=True, exist_ok=True)
-        skips = SkipLog(folder / _of(self.world, "skipped.jsonl"), len(self.training.source), config.data.max_skipped)
-        self.task = DiffusionTask(self.stage, self.training, self.captions, config.diffusion, skips, self.null)
+        self.skips = SkipLog(folder / _of(self.world, SKIPPED), len(self.training.source), config.data.max_skipped)
+        self.task = DiffusionTask(self.stage, self.training, self.captions, config.diffusion, self.skips, self.null)
         settings = encode(config)
         reporters: list[Reporter] = []
         if self.world.main:
             atomic_write(folder / "config.json", json.dumps(settings, indent=2) + "\n")
             reporters = [Console(), *trackers(tracker_names(config.trackers), folder, settings)]
+            check_workers(config.loop.workers)
         cost = training_cost(config.stage, self.training.transform.size)
         self.loop = Loop(
             self.task,
@@ -66,18 +73,42 @@ class Run:
             flops=cost.flops * config.diffusion.batch_size,
             reporters=reporters,
         )
-        self.grid = self._grid(text)
+        with self._naming():
+            self.grid = self._grid(text)
 
     def __call__(self) -> Progress:
-        """Train to the end of the budget, taking up what is there. Raises Interrupted and Diverged (see Loop.run)."""
-        self.loop.resume()
-        try:
+        """Train to the end of the budget, taking up what is there. Raises Interrupted and Diverged (see Loop.run), and
+        TooManySkipped.
+        """
+        with locked(self.folder) if self.world.main else nullcontext(), self._naming():
+            resumed = self.loop.resume()
+            progress = self.loop.progress
+            self.began = progress.batch
+            if self.world.main:
+                Console().say(self._introduction(resumed))
             self.loop.run(self.config.budget, self.report)
-        except TooManySkipped as error:  # from a worker it comes with the worker's traceback in its message
-            raise TooManySkipped(str(error).rpartition(f"{TooManySkipped.__name__}: ")[2]) from None
-        if self.loop.progress.steps % self.config.loop.report_every:  # else the last step has just been reported
-            self.loop.tell(self.report(self.loop.progress))
-        return self.loop.progress
+            if not self._reported(progress):
+                self.loop.tell(self.report(progress))
+        return progress
+
+    def _introduction(self, resumed: bool) -> str:
+        """base-64: 5.2 M parameters, 409 images; goes on from step 1200"""
+        parameters = sum(parameter.numel() for parameter in self.stage.parameters())
+        said = f"{self.config.stage.name}: {parameters / 1e6:,.1f} M parameters, {len(self.training.source):,} images"
+        if resumed:
+            return f"{said}; goes on from step {self.began:,}"
+        anew = (self.folder / "samples").is_dir()
+        return f"{said}; begins anew: there is no checkpoint in {self.folder}" if anew else said
+
+    def _reported(self, progress: Progress) -> bool:
+        """Whether the last step was, by the loop just now or before this run was taken up."""
+        if progress.batch > self.began:
+            return progress.steps % self.config.loop.report_every == 0
+        there = float(self.world.main and self._sheet(progress).is_file())
+        return bool(self.world.sum(torch.tensor(there, device=self.device)))
+
+    def _sheet(self, progress: Progress) -> Path:
+        return self.folder / "samples" / f"step-{progress.batch:08d}.png"
 
     @torch.no_grad()
     def report(self, progress: Progress) -> Mapping[str, float]:
@@ -88,13 +119,21 @@ class Run:
         self.stage.train()
         if self.world.main:
             columns = self.config.samples.columns
-            save_sheet(images, self.folder / "samples" / f"step-{progress.batch:08d}.png", columns)
+            save_sheet(images, self._sheet(progress), columns)
         if self.held_out is None:
             return {}
         config = replace(self.config.diffusion, seed=self.config.diffusion.seed + 1)
         task = DiffusionTask(self.stage, self.held_out, self.captions, config, null=self.null)
         steps = -(-self.config.data.held_out // config.batch_size)
         return {"validation_loss": self.loop.evaluate(task, steps)}
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """What a sample found unusable until it gave up is in the file, too."""
+        try:
+            yield
+        except NothingUsable as error:
+            raise self.skips.too_many(str(error), error.skipped) from None
 
     def _grid(self, text: Text | None) -> Callable[[], torch.Tensor]:
         """What draws the sample grid. Prompts are encoded now: one that cannot be is found out before training."""
@@ -156,6 +195,13 @@ def check_width(config: TrainConfig, text: Text | None) -> None:
         )
 
 
+def check_workers(workers: int) -> None:
+    """Warn of more workers than there are cores to run them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores:
+        warnings.warn(f"loop.workers is {workers}, and there are {cores} cores: more make nothing faster", stacklevel=2)
+
+
 def first_stage(config: TrainConfig) -> Stage:
     """New weights, or those of the cascade that is started from."""
     if config.start_from is None:
@@ -179,6 +225,6 @@ def build_like(stage: Stage, config: StageConfig) -> Any:
 
 
 def _of(world: World, name: str) -> str:
-    """A file of this process's own."""
+    """A file of this process's own; the main one's has the plain name."""
     stem, dot, suffix = name.rpartition(".")
-    return name if world.size == 1 else f"{stem}-{world.rank}{dot}{suffix}"
+    return name if world.main else f"{stem}-{world.rank}{dot}{suffix}"

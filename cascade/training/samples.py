@@ -15,6 +15,8 @@ from cascade.stage import Stage
 from conditioning.lowres import downsample, upsample
 from conditioning.text import TextEmbedding
 
+SMALLEST, GAP = 64, 2  # of a sheet, in px: the side of its pictures, and what is between them
+
 
 @torch.no_grad()
 def draw(
@@ -49,11 +51,16 @@ def draw(
 
 
 def save_sheet(images: Tensor, path: Path, columns: int) -> None:
-    """B 3 H W in [-1, 1] as one PNG, row by row."""
+    """B 3 H W in [-1, 1] as one PNG, row by row, with white between them; small ones enlarged, pixel by pixel."""
+    times = -(-SMALLEST // min(images.shape[-2:]))
+    images = images.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+    images = torch.nn.functional.pad(images, (0, GAP, 0, GAP), value=1.0)
+    columns = min(columns, len(images))
     rest = -len(images) % columns
     filled = torch.cat([images, images.new_ones(rest, *images.shape[1:])])
     rows = filled.unflatten(0, (-1, columns))  # R K C H W
     page = rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (R H) (K W) C
+    page = page[:-GAP, :-GAP]
     pixels = ((page.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.saving")

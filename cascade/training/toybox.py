@@ -38,11 +38,13 @@ from cascade.data.toybox.scene import GROUNDS
 from cascade.stage import Stage, StageConfig
 from cascade.training.checkpoint import find_checkpoint, read_weights
 from cascade.training.config import TrainConfig, load_config
+from cascade.training.lock import locked
 from cascade.training.loop import Loop, LoopConfig
 from cascade.training.metrics import Console
 from cascade.training.run import Run
 from cascade.training.schedule import Budget, Progress
-from cascade.training.span_corruption import SpanCorruption, train_tokenizer
+from cascade.training.span_corruption import SpanCorruption
+from cascade.training.tokenizer import train_tokenizer
 from conditioning.text import TextEncoder
 from conditioning.tokenizer import Tokenizer
 from weights.hub import EMBEDDED
@@ -165,10 +167,11 @@ def train_stage(part: str, minutes: float, device: str, runs: Path, shipped: Shi
             save_snapshot(run.stage, folder / "snapshots" / f"{seen(progress):08d}.safetensors")
         return run.report(progress)
 
-    run.loop.resume()
-    run.loop.run(config.budget, report)
-    progress = run.loop.progress
-    record(folder, part=part, samples=seen(progress), progress=progress, device=device, **report(progress))
+    with locked(folder):
+        run.loop.resume()
+        run.loop.run(config.budget, report)
+        progress = run.loop.progress
+        record(folder, part=part, samples=seen(progress), progress=progress, device=device, **report(progress))
 
 
 def save_snapshot(stage: Stage, path: Path) -> None:
@@ -186,7 +189,7 @@ def record(folder: Path, *, part: str, samples: int, progress: Progress, device:
         capture_output=True,
         text=True,
     )
-    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else f"{os.cpu_count()} CPU cores"
+    hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{os.cpu_count()} CPU cores"
     entry = {
         "date": date.today().isoformat(),
         "command": f"python -m cascade.training.toybox {' '.join(sys.argv[1:])}",
