@@ -109,5 +109,6 @@ def _describe(annotation: Any) -> str:
     if len(options := _alternatives(annotation)) > 1:
         return " or ".join("null" if option is type(None) else _describe(option) for option in options)
     if get_origin(annotation) is tuple:
-        return f"a list ({annotation})"
+        items = get_args(annotation)
+        return f"a list ({annotation})" if Ellipsis in items else f"a list of {len(items)} ({annotation})"
     return f"a value of type {getattr(annotation, '__name__', annotation)}"

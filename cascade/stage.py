@@ -118,14 +118,25 @@ class StageConfig:
         channels = 3 if self.low_resolution is None else 6
         if self.network.in_channels != channels:
             kind = "base" if self.low_resolution is None else "super-resolution"
-            raise ValueError(f"a {kind} stage's network takes {channels} channels, got {self.network.in_channels}")
+            raise ValueError(
+                f"a {kind} stage's network takes {channels} channels, got {self.network.in_channels}: set "
+                f"network.in_channels to {channels}"
+            )
         if self.network.out_channels != 3 * (1 + self.learned_variance):
             raise ValueError(
                 f"a stage {'with' if self.learned_variance else 'without'} learned variance puts out "
                 f"{3 * (1 + self.learned_variance)} channels, got {self.network.out_channels}"
             )
-        if (self.augmentation is not None) != self.network.augmented:
-            raise ValueError("augmentation must be configured exactly where the network is told its level (augmented)")
+        if self.augmentation is not None and not self.network.augmented:
+            raise ValueError(
+                "the network is not told the level of the augmentation: set network.augmented to true, or leave "
+                "augmentation out"
+            )
+        if self.augmentation is None and self.network.augmented:
+            raise ValueError(
+                "the network is told the level of an augmentation, and there is none: set augmentation, or "
+                "network.augmented to false"
+            )
         if self.augmentation is not None and self.low_resolution is None:
             raise ValueError("a base stage has no low-resolution image to augment")
         if self.augmentation is not None and self.sampling.aug_level > self.augmentation.max_level:

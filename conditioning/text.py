@@ -308,8 +308,9 @@ def _folder(
                 )
             )
         except (OSError, ValueError) as error:
+            why = str(error).partition("\n")[0]
             raise FileNotFoundError(
-                f"{model!r} is no local folder, and the hub did not give it ({error}). Check the spelling; without "
+                f"{model!r} is no local folder, and the hub did not give it ({why}). Check the spelling; without "
                 "network, pass a folder, or fetch the model into the cache beforehand"
             ) from error
 

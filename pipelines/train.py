@@ -57,8 +57,7 @@ def carry_out(settings: "TrainConfig", output: Path, device: str | None, accept_
         progress = run()
     except Interrupted as stop:
         if run.world.main:
-            steps = run.loop.progress.batch
-            print(f"\nstopped by {stop.signal.name} at step {steps}, saved; the same command goes on", file=sys.stderr)
+            print(f"\n{stop.message}", file=sys.stderr)
         raise
     if not run.world.main:
         return

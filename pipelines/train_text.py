@@ -65,8 +65,7 @@ def train_text(
         try:
             loop.run(budget)
         except Interrupted as stop:
-            at = f"at step {loop.progress.steps}, saved; the same command goes on"
-            print(f"\nstopped by {stop.signal.name} {at}", file=sys.stderr)
+            print(f"\n{stop.message}", file=sys.stderr)
             raise
         with loop.ema.applied():
             task.export(output)

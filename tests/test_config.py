@@ -158,7 +158,7 @@ def test_values_that_fit(data: dict, wanted: Sample) -> None:
         ({"whole": 1, "name": 1}, "here: name must be a value of type str, got 1"),
         ({"whole": 1, "choice": "c"}, "here: choice must be one of 'a', 'b' or null, got 'c'"),
         ({"whole": 1, "choice": ["a"]}, "here: choice must be one of 'a', 'b' or null, got ['a']"),
-        ({"whole": 1, "pair": [1]}, "here: pair must be a list (tuple[int, float]) or null, got [1]"),
+        ({"whole": 1, "pair": [1]}, "here: pair must be a list of 2 (tuple[int, float]) or null, got [1]"),
         ({"whole": 1, "pair": [1, 2, 3]}, "here: pair must be a list"),
         ({"whole": 1, "pair": ["a", 2]}, "here: pair[0] must be a value of type int, got 'a'"),
         ({"whole": 1, "many": 3.0}, "here: many must be a list (tuple[float, ...]), got 3.0"),

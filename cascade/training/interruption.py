@@ -10,11 +10,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(SystemExit):
-    """Raised once the run is saved; as an exit status it is 143 for SIGTERM and 130 for SIGINT."""
+    """Raised once the run is saved, unless its last steps were bad; as an exit status it is 143 for SIGTERM and 130 for
+    SIGINT. ``message`` is for the user.
+    """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, step: int, *, saved: bool) -> None:
         super().__init__(128 + signum)
-        self.signal = signal.Signals(signum)
+        kept = "saved; the same command goes on"
+        if not saved:
+            kept = "not saved, since its last steps were bad; the same command goes on from the checkpoint before them"
+        self.message = f"stopped by {signal.Signals(signum).name} at step {step}, {kept}"
 
 
 class Listening:

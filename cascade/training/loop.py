@@ -150,7 +150,7 @@ class Loop:
         self.progress = Progress(first_step)
         self.metrics = MetricsFile(self.folder)
         self.reporters: list[Reporter] = [self.metrics, *reporters] if self.world.main else []
-        self._skipped_in_a_row = 0
+        self._bad_in_a_row = 0
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> bool:
@@ -182,8 +182,9 @@ class Loop:
     def run(self, budget: Budget, report: Callable[[Progress], Mapping[str, float]] | None = None) -> None:
         """Train until the budget is spent, counting what a resumed run spent before; save at the end.
 
-        report: called in all processes every ``report_every`` steps; the figures it returns go to the metrics. Raises
-        Interrupted, after the step is done and saved, on SIGTERM or SIGINT, and Diverged.
+        While losses or gradients are no numbers nothing is saved, since the step before may have ruined the weights;
+        nor does a run end so. report: called in all processes every ``report_every`` steps; the figures it returns go to
+        the metrics. Raises Interrupted, after the step is done and saved, on SIGTERM or SIGINT, and Diverged.
         """
         self.model.train()
         before = self.progress.seconds
@@ -207,11 +208,12 @@ class Loop:
                 if told is None and report is not None and self.progress.steps % self.config.report_every == 0:
                     self.tell(report(self.progress))
                     self.model.train()
-                if told is not None or unsaved > 60 * self.config.checkpoint_minutes:
+                sound = self._bad_in_a_row == 0
+                if sound and (told is not None or unsaved > 60 * self.config.checkpoint_minutes):
                     self.save()
                     last_save = time.monotonic()
                 if told is not None:
-                    raise Interrupted(told)
+                    raise Interrupted(told, self.progress.batch, saved=sound)
                 last_log += time.monotonic() - now  # what is not training does not count
         self.save()
 
@@ -242,7 +244,7 @@ class Loop:
             return
         step, workers, gpu = self.progress.batch, self.config.workers, self.device.type == "cuda"
         with closing(load(self.task.batch, self.parts, step, workers, pin_memory=gpu)) as loaded:
-            while budget.spent(self.progress.steps, self.progress.seconds) < 1:
+            while budget.spent(self.progress.steps, self.progress.seconds) < 1 or self._bad_in_a_row:
                 yield itertools.islice(loaded, len(self.parts))
 
     def _step(self, micro_batches: Iterator[Any], spent: float) -> Figures:
@@ -263,7 +265,7 @@ class Loop:
         if math.isfinite(loss) and math.isfinite(norm):  # the same everywhere: all processes learn from it, or none
             self.optimizer.step()
             self.ema.update(self.progress.steps)
-            self._skipped_in_a_row = 0
+            self._bad_in_a_row = 0
         else:
             self._skip(loss, norm)
         self.optimizer.zero_grad()
@@ -273,12 +275,14 @@ class Loop:
 
     def _skip(self, loss: float, norm: float) -> None:
         self.progress.skipped += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= self.config.max_skipped:
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= self.config.max_skipped:
+            found = find_checkpoint(self.folder)
+            before = "there is no checkpoint yet: begin anew" if found is None else f"go on from {found}, saved before,"
             raise Diverged(
-                f"{self._skipped_in_a_row} steps in a row, up to {self.progress.batch}, had a loss ({loss}) or a "
-                f"gradient (norm {norm}) that is no number. The last checkpoint, if there is one yet, is as good as it "
-                f"was: go on with a lower learning_rate than {self.config.learning_rate}, or a longer warmup_steps"
+                f"{self._bad_in_a_row} steps in a row, up to {self.progress.batch}, had a loss ({loss}) or a gradient "
+                f"(norm {norm}) that is no number; {before} with a lower learning_rate than "
+                f"{self.config.learning_rate}, or more warmup_steps"
             )
 
     def _agreed(self, clock: list[float]) -> list[float]:
