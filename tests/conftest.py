@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import random
+import threading
 
 import hypothesis
 import numpy as np
@@ -110,3 +111,67 @@ def batch(pipe, tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two complete runs of the same 5 prompts, of 3 and of 4 images each."""
+    from rating_runs import make_run
+
+    from pipelines.batch.run import read_run
+
+    folder = tmp_path_factory.mktemp("runs")
+    return read_run(make_run(folder / "a", seed=10)), read_run(make_run(folder / "b", images=4, seed=20))
+
+
+@pytest.fixture(scope="module")
+def study(runs):
+    """What raters compare: 5 prompts and 2 control items each, 3 images a side."""
+    from pipelines.evaluation.rating.study import Study
+
+    return Study(runs, ("ours", "theirs"), controls=0.4)
+
+
+@pytest.fixture(scope="module")
+def serve(study, tmp_path_factory):
+    """Start a rating server in a thread; all are stopped in the end."""
+    from pipelines.evaluation.rating.access import Access
+    from pipelines.evaluation.rating.answers import Answers
+    from pipelines.evaluation.rating.server import RatingServer
+
+    running = []
+
+    def run(invited=None, host="127.0.0.1", url=None):
+        answers = Answers(tmp_path_factory.mktemp("answers") / "answers.sqlite", study.about, study.prompts)
+        server = RatingServer(study, answers, Access(answers.key, invited), host, 0, url)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        running.append((server, thread))
+        return server
+
+    yield run
+    for server, thread in running:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        server.answers.close()
+
+
+@pytest.fixture(scope="module")
+def server(serve):
+    return serve()
+
+
+@pytest.fixture
+def client(server):
+    from rating_runs import Client
+
+    client = Client(server.server_address[1])
+    yield client
+    client.connection.close()
+
+
+@pytest.fixture
+def ada(client):
+    assert client.enter(name="Ada") == (200, {"rater": "Ada"})
+    return client

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rating_runs import PROMPTS, make_run
 
-from pipelines.batch.run import Run, read_run
+from pipelines.batch.run import Run
 from pipelines.evaluation.rating.access import Access, check_name
 from pipelines.evaluation.rating.answers import QUESTIONS, Answer, Answers, controls_passed, read_answers
 from pipelines.evaluation.rating.command import check_address, rate, summary
@@ -30,19 +30,6 @@ EXPECTED_FOR_ADA = [
     (1, True, "a"),
     (2, False, "a"),
 ]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    make_run(folder / "a", seed=10)
-    make_run(folder / "b", images=4, seed=20)
-    return read_run(folder / "a"), read_run(folder / "b")
-
-
-@pytest.fixture(scope="module")
-def study(runs):
-    return Study(runs, ("ours", "theirs"), controls=0.4)
 
 
 @pytest.fixture(scope="module")

@@ -311,6 +311,16 @@ def test_a_judge_of_scores(run, tmp_path):
     assert not Page(html).attributes("src")
 
 
+def test_scores_that_are_not_of_all_images_are_noted(run, tmp_path):
+    folder = run()
+    report((folder,), tmp_path / "out", sheet=0)
+    assert "has judged" not in made(tmp_path)[0]
+    scores = folder / "scores" / "eye.jsonl"
+    scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:8]))  # a header and seven images
+    report((folder,), tmp_path / "out", sheet=0)
+    assert "eye has judged 7 of the 10 images of one." in made(tmp_path)[0]
+
+
 def test_prompts_without_categories_and_verdicts_without_reasons(run, tmp_path):
     runs = [
         run(name, seed=9 * i, judged=False, prompts=["a red car", "a house"]) for i, name in enumerate(("one", "two"))

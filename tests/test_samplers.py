@@ -377,12 +377,8 @@ def test_float32_stays_float32_and_agrees_with_float64(name: str) -> None:
     grid, z, draws = levels(-6, 6, 8), torch.randn(2, 3, 4, 4), torch.randn(8, 2, 3, 4, 4)
 
     def run(dtype: torch.dtype) -> Tensor:
-        def noise_fn(step: int) -> Tensor:
-            return draws[step].to(dtype)
-
-        return torch.stack(
-            [s.z for s in SAMPLERS[name](lambda z, t: Denoised(model(z, t)), z.to(dtype), grid, noise_fn)]
-        )
+        steps = SAMPLERS[name](lambda z, t: Denoised(model(z, t)), z.to(dtype), grid, lambda i: draws[i].to(dtype))
+        return torch.stack([step.z for step in steps])
 
     assert run(torch.float32).dtype == torch.float32
     torch.testing.assert_close(run(torch.float32).double(), run(torch.float64), rtol=1e-5, atol=1e-5)

@@ -183,8 +183,8 @@ class Loop:
         """Train until the budget is spent, counting what a resumed run spent before; save at the end.
 
         While losses or gradients are no numbers nothing is saved, since the step before may have ruined the weights;
-        nor does a run end so. report: called in all processes every ``report_every`` steps; the figures it returns go to
-        the metrics. Raises Interrupted, after the step is done and saved, on SIGTERM or SIGINT, and Diverged.
+        nor does a run end so. report: called in all processes every ``report_every`` steps; the figures it returns go
+        to the metrics. Raises Interrupted, after the step is done and saved, on SIGTERM or SIGINT, and Diverged.
         """
         self.model.train()
         before = self.progress.seconds

@@ -49,11 +49,7 @@ def clustered_share(clusters: Sequence[Sequence[bool]], confidence: float = 0.95
     known of the clusters' likeness, and each counts once. Raises ValueError without at least two clusters, or with an
     empty one.
     """
-    if len(clusters) < 2 or any(len(cluster) == 0 for cluster in clusters):
-        raise ValueError(
-            f"{len(clusters)} clusters of sizes {[len(c) for c in clusters]}: expected 2 or more, none empty"
-        )
-    k, n = len(clusters), sum(len(cluster) for cluster in clusters)
+    k, n = _sizes(clusters)
     p = sum(sum(cluster) for cluster in clusters) / n
     spread = sum((sum(cluster) - p * len(cluster)) ** 2 for cluster in clusters)
     variance = k / (k - 1) * spread / n**2
@@ -68,15 +64,19 @@ def clustered_mean(clusters: Sequence[Sequence[float]], confidence: float = 0.95
     Student's t interval, with one degree of freedom less than there are clusters, and the variance of a ratio (Cochran
     1977, section 11.8). Raises ValueError without at least two clusters, or with an empty one.
     """
-    if len(clusters) < 2 or any(len(cluster) == 0 for cluster in clusters):
-        raise ValueError(
-            f"{len(clusters)} clusters of sizes {[len(c) for c in clusters]}: expected 2 or more, none empty"
-        )
-    k, n = len(clusters), sum(len(cluster) for cluster in clusters)
+    k, n = _sizes(clusters)
     mean = sum(map(math.fsum, clusters)) / n
     spread = sum((math.fsum(cluster) - mean * len(cluster)) ** 2 for cluster in clusters)
     half = student_t(0.5 + confidence / 2, k - 1) * math.sqrt(k / (k - 1) * spread) / n
     return Estimate(mean, mean - half, mean + half)
+
+
+def _sizes(clusters: Sequence[Sequence[float]]) -> tuple[int, int]:
+    """How many clusters there are, and how many values in all of them."""
+    sizes = [len(cluster) for cluster in clusters]
+    if len(sizes) < 2 or 0 in sizes:
+        raise ValueError(f"{len(sizes)} clusters of sizes {sizes}: expected 2 or more, none empty")
+    return len(sizes), sum(sizes)
 
 
 def crossed_share(votes: np.ndarray, among: np.ndarray | None = None, confidence: float = 0.95) -> Share:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
 
 from pipelines.evaluation.report.html import Estimate, sentence, words
 
@@ -95,7 +94,7 @@ def _whisker(start: float, end: float, y: float) -> str:
     )
 
 
-def _axis(low: float, high: float, x: Any, bottom: float, percent: bool) -> list[str]:
+def _axis(low: float, high: float, x: Callable[[float], float], bottom: float, percent: bool) -> list[str]:
     step = 0.25 if percent else _round_step(high - low)
     ticks = [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
     return [

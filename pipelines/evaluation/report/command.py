@@ -58,7 +58,7 @@ def report(
         name: own.values
         for name, every in scores.items()
         for own in reversed(every)  # of several judges that say right or wrong, the first one's
-        if own.measure == "right"
+        if own.measure == "right" and own.values
     }
     sheets = {
         category: contact_sheet(found, numbers, verdicts, sheet)

@@ -155,7 +155,6 @@ def per_category(
     clusters: Mapping[int, Sequence[float]], categories: Categories, interval: Callable[[Any], Estimate]
 ) -> dict[str, Any]:
     """The estimate overall and of each category that has scores; clusters: the scores of each prompt."""
-
     scored = {name: [clusters[number] for number in own if number in clusters] for name, own in categories.items()}
     return {
         "overall": _estimate(list(clusters.values()), interval),

@@ -11,7 +11,6 @@ from typing import Any, Literal
 Unit = Literal["share", "points", "score", "difference", "strength"]  # shares and points in percent
 Estimate = Mapping[str, Any]  # value, low, high; low and high may be None
 
-
 FORMS: dict[Unit, str] = {"share": ".1f", "points": "+.1f", "score": "#.3g", "difference": "+#.3g", "strength": "+.2f"}
 
 
@@ -70,6 +69,14 @@ def sentence(found: Estimate, unit: Unit) -> str:
     return value + (" points" if unit == "points" else "") + (f" ({span})" if span else "")
 
 
+def cell(found: Estimate | None, unit: Unit) -> Html:
+    """The same for a table."""
+    if found is None:
+        return Html("–")
+    value, span = words(found, unit)
+    return Html(f"{value} <small>{span}</small>" if span else value)
+
+
 def hardly_informing(what: str, intervals: Mapping[str, Estimate], scale: float, remedy: str) -> str:
     """Which intervals leave open more than they rule out, as a paragraph; "" for none.
 
@@ -82,11 +89,3 @@ def hardly_informing(what: str, intervals: Mapping[str, Estimate], scale: float,
         if wide
         else ""
     )
-
-
-def cell(found: Estimate | None, unit: Unit) -> Html:
-    """The same for a table."""
-    if found is None:
-        return Html("–")
-    value, span = words(found, unit)
-    return Html(f"{value} <small>{span}</small>" if span else value)

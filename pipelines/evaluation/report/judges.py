@@ -33,6 +33,17 @@ def findings(figures: Figures) -> list[tuple[str, str, str]]:
     return found
 
 
+def notes(figures: Figures) -> list[str]:
+    """Which scores are not of all images."""
+    found = []
+    for judge in figures["judges"]:
+        for name, own in judge["runs"].items():
+            images = len(figures["prompts"]) * figures["runs"][name]["settings"]["images_per_prompt"]
+            if own["images"] < images:
+                found.append(f"{judge['judge']} has judged {own['images']} of the {images} images of {name}.")
+    return found
+
+
 def _units(judge: Figures) -> tuple[Unit, Unit]:
     return ("share", "points") if judge["measure"] == "right" else ("score", "difference")
 

@@ -68,7 +68,7 @@ def summary(figures: Figures) -> str:
         f"<li><small>{escape(about)}</small><strong>{escape(found)}</strong><small>{escape(more)}</small></li>"
         for about, found, more in findings
     )
-    notes = [*_vocabulary_notes(figures), *raters.notes(figures)]
+    notes = [*_vocabulary_notes(figures), *raters.notes(figures), *judges.notes(figures)]
     if not findings:
         notes.append("No judge has scored these runs and no raters' answers were given, so there are only the images.")
     return f'<ul class="findings">{items}</ul>' * bool(items) + "".join(

@@ -31,11 +31,11 @@ def _prompt(runs: Mapping[str, Run], number: int, verdicts: Mapping[str, Verdict
     caption = next(iter(runs.values())).prompts[number].prompt
     rows = []
     for name, run in runs.items():
+        shown = min(MOST_IMAGES, run.images_per_prompt)
         images = "".join(
             _image(run.path(number, k), f"{name}: {caption}", verdicts.get(name, {}).get((number, k)))
-            for k in range(min(MOST_IMAGES, run.images_per_prompt))
+            for k in range(shown)
         )
-        shown = min(MOST_IMAGES, run.images_per_prompt)
         rows.append(f'<div style="--images:{shown}"><p>{escape(name)}</p><div class="images">{images}</div></div>')
     return (
         f'<article class="prompt"><h4><span>{number}</span> {escape(caption)}</h4>'
@@ -47,7 +47,7 @@ def _image(path: Path, text: str, verdict: ImageScore | None) -> str:
     mark = ""
     if verdict is not None:
         said = "right" if verdict.score else "wrong"
-        text += f" ({': '.join([said, *filter(None, [', '.join(verdict.wrong)])])})"
+        text += f" ({said}: {', '.join(verdict.wrong)})" if verdict.wrong else f" ({said})"
         mark = f' class="{said}"'
     return f'<img{mark} src="{thumbnail(path)}" alt="{escape(text)}" title="{escape(text)}" loading="lazy">'
 
