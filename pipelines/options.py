@@ -26,6 +26,8 @@ _FLAGS = {
         for name in ("aug_level", "batch_size", "max_batch_size", "negative_prompt", "start_stage", "stop_after")
     },
 }
+# What a user wrote is left as it is: a quoted text, of which this finds the whole, and a name in a path or with a dot.
+_WORD = re.compile(r"""(?<!\w)'(?:\\.|[^'\\])*'|(?<!\w)"(?:\\.|[^"\\])*"|(?<![\w./\\-])\w+(?![\w/\\-]|\.\w)""")
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -107,14 +109,14 @@ class Drawing:
 
 @contextmanager
 def named_as_options() -> Iterator[None]:
-    """Errors name options as they are on the command line."""
+    """Errors name options as they are on the command line; those about files (WeightsError) stay as they are."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        message = re.sub(r"(?<![\w.])\w+", lambda word: _FLAGS.get(word[0], word[0]), str(error))
-        if message == str(error):
+        message = _WORD.sub(lambda word: _FLAGS.get(word[0], word[0]), str(error))
+        if type(error) not in (TypeError, ValueError) or message == str(error):
             raise
-        raise ValueError(message) from error
+        raise type(error)(message) from error
 
 
 def _per_stage(values: Sequence[Any]) -> Any:

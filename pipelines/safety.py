@@ -14,6 +14,8 @@ from pipelines.images import OutputType, from_tensor
 from weights.shards import COMPONENTS, StoredTensors, find_files
 from weights.store import WeightsError, check_tensors
 
+AT_A_TIME = 16  # images that it sees together, however many a call draws
+
 
 @dataclass(frozen=True)
 class SafetyChecker:
@@ -42,9 +44,15 @@ class SafetyChecker:
             self.model.save_pretrained(folder / "safety_checker")
         self.processor.save_pretrained(folder / "feature_extractor")
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, list[bool]]:
         """Images B 3 H W in [-1, 1], those that should not be shown blackened; and which these are."""
+        flagged = [flag for part in images.split(AT_A_TIME) for flag in self._flags(part)]
+        images = images.clone()
+        images[torch.tensor(flagged)] = -1
+        return images, flagged
+
+    @torch.no_grad()
+    def _flags(self, images: Tensor) -> list[bool]:
         import numpy as np
 
         pixels = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().numpy()  # B H W 3 in [0, 1]
@@ -52,10 +60,7 @@ class SafetyChecker:
         pictures = list((pixels * 255).round().astype(np.uint8))
         seen = self.processor(pictures, return_tensors="pt").pixel_values.to(parameter.device, parameter.dtype)
         _, unsafe, watermarked = self.model(images=list(pixels), clip_input=seen)
-        flagged = [a or b for a, b in zip(unsafe, watermarked, strict=True)]
-        images = images.clone()
-        images[torch.tensor(flagged)] = -1
-        return images, flagged
+        return [a or b for a, b in zip(unsafe, watermarked, strict=True)]
 
 
 def load_watermarker(folder: Path, variant: str | None = None) -> Any:

@@ -158,10 +158,10 @@ class StableDiffusionUpscaler:
                 generator=torch.Generator().manual_seed(seeds[i]),
                 output_type="pt",
                 callback=lambda *_: on_step(),
-            ).images
+            ).images.cpu()  # one by one: the device holds no more than one
             for i, image in enumerate(images)
         ]
-        return torch.cat(enlarged).float().cpu() * 2 - 1
+        return torch.cat(enlarged).float() * 2 - 1
 
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         for module in self.modules:  # torch's `to`: the pipeline's refuses half precision on a CPU, the modules' warns

@@ -1,6 +1,7 @@
 """Batches: the images are the pipeline's, whatever batch, process or resumption they come from."""
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,19 @@ def test_only_groups_with_something_missing_are_drawn(pipe, batch, tmp_path, mon
         assert batch(batch_size=4).made == 2
     first, second = [5, 6, 7, 8], [17, 18, 19]
     assert calls == [(0, first), (1, first), (0, second), (1, second)]
+
+
+def test_what_was_drawn_is_let_go_before_more_is(pipe, batch, monkeypatch):
+    output, drawn, held = type(pipe)._output, [], []
+
+    def watched(self, job, stages):
+        drawn.append(weakref.ref(stages[-1]))
+        return output(self, job, stages)
+
+    monkeypatch.setattr(type(pipe), "_output", watched)
+    with sampling_watched(monkeypatch, pipe, lambda *_: held.extend(1 for each in drawn if each() is not None)):
+        batch(batch_size=4)
+    assert (len(drawn), len(held)) == (4, 0)
 
 
 def test_names_never_come_from_prompts(batch, tmp_path):

@@ -28,7 +28,10 @@ from pipelines.prompts import PromptFile, read_prompts
         ({"height": 17}, ValueError, "try"),
         ({"stop_after": 2}, ValueError, "stop_after is 2"),
         ({"negative_prompt": 3}, TypeError, "negative_prompt is 3"),
-        ({"stepz": 3}, TypeError, "unexpected keyword argument 'stepz'"),
+        ({"negative_prompt": ["a car"]}, TypeError, r"negative_prompt is \['a car'\]; expected a string"),
+        ({"stepz": 3}, TypeError, "a batch takes no stepz; its options are aug_level, guidance_scale, height,"),
+        ({"start_stage": 1, "image": torch.zeros(1, 3, 8, 8)}, TypeError, "a batch takes no image"),
+        ({"strength": 0.5}, TypeError, "a batch takes no strength"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(batch, tmp_path, options, error, message):
@@ -119,6 +122,21 @@ def test_an_interruption_keeps_what_was_drawn(pipe, batch, tmp_path, monkeypatch
         batch(batch_size=4)
     result = batch(batch_size=4)
     assert (result.made, result.kept) == (7, 8)
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_what_interrupt_has_left_half_drawn_is_not_kept(pipe, batch, tmp_path, monkeypatch):
+    batch("whole", batch_size=4)
+
+    def interrupt(stage, seeds):
+        pipe.interrupt = (stage, seeds[0]) == (1, 5 + 4)
+
+    with sampling_watched(monkeypatch, pipe, interrupt):
+        result = batch(batch_size=4)
+    assert (result.made, result.failed) == (4, 11)
+    assert read_run(tmp_path / "run", complete=False).missing == list(range(4, 15))
+    result = batch(batch_size=4)
+    assert (result.made, result.kept) == (11, 4)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 

@@ -42,7 +42,7 @@ def test_an_incomplete_run_is_refused_by_the_reader(batch, tmp_path):
 def test_other_settings_are_refused(batch, tmp_path, options, message):
     batch()
     before = contents(tmp_path / "run")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^'.*run' holds a run with other settings: .*{message}"):
         batch(**options)
     assert contents(tmp_path / "run") == before
 
@@ -52,6 +52,14 @@ def test_other_weights_are_refused(pipe, batch):
     with torch.no_grad():
         next(pipe.cascade.parameters()).view(-1)[0] += 1
     with pytest.raises(ValueError, match=r"weights is 'sha256:.*' there and 'sha256:.*' here"):
+        batch()
+
+
+@pytest.mark.parametrize(("name", "here"), [("preprocessing", "lower"), ("null_prompt", "")])
+def test_another_reading_of_prompts_is_refused(pipe, batch, monkeypatch, name, here):
+    batch()
+    monkeypatch.setattr(pipe.text_encoder, name, here)
+    with pytest.raises(ValueError, match=f"{name} is None there and '{here}' here"):
         batch()
 
 

@@ -15,6 +15,7 @@ from cascade import Pipeline
 from cascade.config import decode
 from cascade.stage import StageConfig
 from conditioning.text import TextEncoder
+from pipelines import safety
 from pipelines.cli import main
 from weights import hub
 from weights.deepfloyd import stage_config
@@ -227,6 +228,25 @@ def test_the_safety_checker_blackens_what_it_flags(guarded: Path) -> None:
     without = load(guarded, safety_checker=False)(**CALL)
     assert without.flagged is None
     assert torch.equal(without.images, shown.images)
+
+
+def test_the_safety_checker_sees_few_at_a_time(guarded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checker = load(guarded).safety_checker
+    head, scores = checker.model.p_head, []
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+    head.register_forward_hook(lambda *call: scores.append(call[-1].flatten()))
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    checker(images)
+    together = scores.pop()
+    head.bias.data += 0.5 - together.sort().values[2:4].mean()  # so that two of them are above the threshold
+    wanted = (together > together.median()).tolist()
+
+    monkeypatch.setattr(safety, "AT_A_TIME", 2)
+    shown, flagged = checker(images)
+    assert [len(each) for each in scores] == [2, 2, 1]
+    assert flagged == wanted
+    for i, image in enumerate(images):
+        assert torch.equal(shown[i], torch.full_like(image, -1) if flagged[i] else image)
 
 
 def test_the_watermark_is_on_pil_images(guarded: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.options import Drawing, named_as_options
+from weights.store import WeightsError
 
 HELP = """
 import sys
@@ -56,6 +57,27 @@ def test_nothing_one_value_and_several():
 def test_errors_name_options(message, shown):
     with pytest.raises(ValueError, match=f"^{re.escape(shown)}$"), named_as_options():
         raise ValueError(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "no run.json in out/batch_size, batch_size/out, C:\\batch_size, batch_size.d or my-batch_size",
+        "seed is 'the artist\\'s batch_size' there and \"batch_size's\" here",
+        "prompts[0] is 'a batch_size as large as a house'",
+    ],
+)
+@pytest.mark.parametrize("kind", [TypeError, ValueError])
+def test_what_the_user_wrote_stays(kind, message):
+    with pytest.raises(kind) as caught, named_as_options():
+        raise kind(f"{message}; stop_after is the stage's, aug_level isn't")
+    assert str(caught.value) == f"{message}; --stop-after is the stage's, --aug-level isn't"
+    assert type(caught.value) is kind
+
+
+def test_a_folder_that_is_called_like_an_option():
+    with pytest.raises(WeightsError, match=r"^no cascade\.json in batch_size$"), named_as_options():
+        raise WeightsError("no cascade.json in batch_size")
 
 
 def test_other_errors_pass_as_they_are():

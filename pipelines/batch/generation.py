@@ -73,11 +73,16 @@ def generate_batch(
     part is drawn here, None for what the launcher says. options: of `Pipeline`, see `Options`.
 
     Called again, it verifies what is there and makes what is missing. A prompt that the encoder refuses, or an image
-    that cannot be written, is reported on stderr and in errors.jsonl, and the others go on.
+    that cannot be written, is reported on stderr and in errors.jsonl, and the others go on. Setting `interrupt` of the
+    pipeline ends it, without the images being drawn.
 
     Raises TypeError or ValueError naming the bad value and the remedy before any work starts, also for a folder made
     with other settings; MemoryError if a single image does not fit; OSError if nothing can be written any more.
     """
+    if strange := sorted(options.keys() - Options.__optional_keys__):
+        raise TypeError(
+            f"a batch takes no {strange[0]}; its options are {', '.join(sorted(Options.__optional_keys__))}"
+        )
     records = _records(prompts)
     total = len(records) * whole_number(images_per_prompt, "images_per_prompt", 1)
     whole_number(seed, "seed", 0, MAX_SEED - total)
@@ -167,11 +172,15 @@ def _records(prompts: PromptFile | Sequence[str | PromptRecord]) -> list[PromptR
 
 
 def _draw(pipe: Pipeline, jobs: Iterator[Job], together: int, *, bars: bool) -> Iterator[PipelineOutput]:
-    """What each job gives, so many at a time drawn together."""
-    while some := list(islice(jobs, together)):
+    """What each job gives, so many at a time drawn together, until `pipe.interrupt` is set."""
+    pipe.interrupt = False
+    while not pipe.interrupt and (some := list(islice(jobs, together))):
         drawn = draw(pipe, some, bars=bars)
+        if pipe.interrupt:  # some are half drawn
+            return
         with pipe.checker_at_work():
             outputs = [pipe._output(job, stages) for job, stages in zip(some, drawn, strict=True)]
+        del drawn  # a float is four times a pixel
         yield from outputs
 
 

@@ -116,11 +116,13 @@ def claim(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any], p
         differing = list(_differences(_read_settings(folder), settings))
         if differing:
             raise ValueError(
-                f"{folder} holds a run with other settings: {'; '.join(differing)}. Choose another folder, or the "
-                "settings it was made with"
+                f"{str(folder)!r} holds a run with other settings: {'; '.join(differing)}. Choose another folder, "
+                "or the settings it was made with"
             )
     elif used:
-        raise ValueError(f"{folder} holds images of which no {RUN} says how they were made; choose another folder")
+        raise ValueError(
+            f"{str(folder)!r} holds images of which no {RUN} says how they were made; choose another folder"
+        )
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     if sha256(folder / PROMPTS) != settings["prompts"]["sha256"]:
         _write(folder / PROMPTS, prompts)

@@ -12,20 +12,21 @@ import torch
 
 from cascade import __version__
 from cascade.build import stage_files
-from pipelines.arguments import check_prompts
 from pipelines.settings import Settled
 
 if TYPE_CHECKING:
     from pipelines.text_to_image import Pipeline
 
 # Of what a pipeline was loaded with, what its weights do not show and its images depend on.
-_LOADING = ("clean_caption", "safety_checker", "watermark")
+_LOADING = ("safety_checker", "watermark")
+# Of the text encoder, likewise; left out where there is none of it.
+_READING = ("preprocessing", "null_prompt")
 
 
 def run_settings(pipe: Pipeline, settled: Settled, negative_prompt: str | None) -> dict[str, Any]:
-    """The model's and the sampling's part of run.json, each default spelled out. Raises TypeError or ValueError."""
-    if negative_prompt is not None:
-        check_prompts(negative_prompt, "negative_prompt", may_be_empty=True)
+    """The model's and the sampling's part of run.json, each default spelled out. Raises TypeError."""
+    if not isinstance(negative_prompt, str | None):
+        raise TypeError(f"negative_prompt is {negative_prompt!r}; expected a string, which holds for all prompts")
     sampling = {stage.config.name: own for stage, own in zip(pipe.cascade.stages, settled.sampling, strict=True)}
     return {
         "version": __version__,
@@ -38,6 +39,7 @@ def run_settings(pipe: Pipeline, settled: Settled, negative_prompt: str | None) 
         "stages": {name: asdict(own) for name, own in sampling.items()},
         **({"upscaler": asdict(settled.upscaling)} if settled.upscaling is not None else {}),
         **{name: pipe.loaded_with[name] for name in _LOADING if name in pipe.loaded_with},
+        **{name: how for name in _READING if (how := getattr(pipe.text_encoder, name)) not in (None, "none")},
     }
 
 
