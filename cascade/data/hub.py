@@ -56,7 +56,7 @@ def open_dataset(name: str, split: str | None = None) -> DatasetSource:
 
     Raises ValueError or OSError saying what was looked for.
     """
-    datasets = _datasets()
+    datasets = _datasets("" if Path(name).is_dir() else f"there is no folder {name!r}; ")
     try:
         if Path(name).is_dir():
             found = datasets.load_from_disk(name)
@@ -79,11 +79,13 @@ def open_dataset(name: str, split: str | None = None) -> DatasetSource:
     return DatasetSource(found[chosen])
 
 
-def _datasets() -> Any:
+def _datasets(why: str = "") -> Any:
     try:
         return importlib.import_module("datasets")
     except ImportError:
-        raise ValueError("a dataset of Hugging Face takes a package more: pip install 'cascade-t2i[data]'") from None
+        raise ValueError(
+            f"{why}a dataset of Hugging Face takes a package more: pip install 'cascade-t2i[data]'"
+        ) from None
 
 
 def _column(kind: str, given: str | None, found: list[str], dataset: Any) -> str:

@@ -52,6 +52,13 @@ class TarSource:
         self._places = np.concatenate([index["places"] for index in indices])
         self._names = np.concatenate([index["names"] for index in indices])
         self._ends = np.concatenate([index["lengths"] for index in indices]).cumsum()
+        for shard, index in zip(self.shards, indices, strict=True):
+            places = index["places"]
+            if len(places) and (places[-1] == NOWHERE).all():
+                warnings.warn(
+                    f"{shard} is cut off or damaged after {len(places) - 1} samples: those behind are lost",
+                    stacklevel=2,
+                )
         if not len(self):
             raise ValueError(f"no samples in {path}; expected images, each with a .txt or .json of the same name")
 
