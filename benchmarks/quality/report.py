@@ -176,7 +176,7 @@ def curve_section(stored: dict[str, Any]) -> str:
     lines["two bound"] = _lines(positional, "samples", "bound")["positional"]
     chart(lines, "training samples seen", IMAGES / "learning-curve.svg")
     return (
-        "## Learning curve\n\nThe base at 64 px, from the snapshots of one training run.\n\n"
+        "## Learning curve\n\nThe base at 64 px, from snapshots of its training, run after run.\n\n"
         "![learning curve](images/learning-curve.svg)"
     )
 

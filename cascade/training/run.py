@@ -95,6 +95,7 @@ class Run:
         """base-64: 5.2 M parameters, 409 images; goes on from step 1200"""
         parameters = sum(parameter.numel() for parameter in self.stage.parameters())
         said = f"{self.config.stage.name}: {parameters / 1e6:,.1f} M parameters, {len(self.training.source):,} images"
+        said += "; compiled in the first step, which takes minutes" if self.config.loop.compile else ""
         if resumed:
             return f"{said}; goes on from step {self.began:,}"
         anew = (self.folder / "samples").is_dir()
