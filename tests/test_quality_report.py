@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no installed package
 
 from benchmarks.quality import judge, report, stored, suite  # noqa: E402
-from benchmarks.quality.chart import chart  # noqa: E402
+from benchmarks.quality.chart import apart, chart  # noqa: E402
 from benchmarks.quality.drawing import Setting, expected  # noqa: E402
 from pipelines.evaluation.intervals import Share, clustered_share  # noqa: E402
 
@@ -136,3 +136,7 @@ def test_figures_of_an_earlier_detector_are_marked(pages: Path) -> None:
     (pages / "judge.json").write_text(json.dumps(result))
     report.write()
     assert "measured with an earlier detector" in (pages / "quality.md").read_text()
+
+
+def test_labels_keep_apart():
+    assert apart([100.0, 20.0, 98.0, 100.0], gap=10.0) == [100.0, 20.0, 80.0, 90.0]

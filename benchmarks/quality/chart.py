@@ -1,5 +1,6 @@
 """A line chart as SVG: shares in [0, 1] with their intervals as bands."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -29,17 +30,26 @@ def chart(lines: Lines, x_label: str, path: Path) -> None:
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{percent}%</text>')
     for tick in range(5):
         x = most * tick / 4
-        parts.append(f'<text x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:,.0f}</text>')
+        number = f"{x:,.1f}".removesuffix(".0")
+        parts.append(f'<text x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{number}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
-    for (name, points), colour in zip(lines.items(), PALETTE, strict=False):
+    ends = apart([py(points[-1][1].value) for points in lines.values()])
+    for (name, points), colour, end in zip(lines.items(), PALETTE, ends, strict=False):
         upper = [f"{px(x):.1f},{py(share.high):.1f}" for x, share in points]
         lower = [f"{px(x):.1f},{py(share.low):.1f}" for x, share in reversed(points)]
         middle_line = [f"{px(x):.1f},{py(share.value):.1f}" for x, share in points]
-        end = py(points[-1][1].value)
         parts.append(f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" opacity="0.12"/>')
         parts.append(f'<polyline points="{" ".join(middle_line)}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{end + 4:.1f}" fill="{colour}">{escape(name)}</text>')
     style = 'font-family="system-ui, sans-serif" font-size="12" fill="#334155"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {style}>'
     path.write_text("\n".join([head, *parts, "</svg>"]) + "\n")
+
+
+def apart(heights: Sequence[float], gap: float = 15.0) -> list[float]:
+    """Where to put labels: at their heights, counted from above, or as little higher as keeps them from each other."""
+    found, below = list(heights), math.inf
+    for i in sorted(range(len(found)), key=lambda i: -found[i]):
+        found[i] = below = min(found[i], below - gap)
+    return found
