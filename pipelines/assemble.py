@@ -186,6 +186,8 @@ def told(part: Part, target: Path) -> str:
         f"loss {diffusion.loss.name}, EMA {loop.ema_decay:g}. Data: `{Path(config.data.path).name}`, {crop}; "
         f"{config.data.text_dropout:.0%} of captions left out.",
     ]
+    if config.start_from is not None:
+        lines += ["", f"It began with the weights of `{config.start_from}`."]
     validation = last_validation(run)
     if validation is not None:
         lines += ["", f"Loss on held-out images: {validation:.4g}."]

@@ -79,12 +79,14 @@ def rehearse(settings: "TrainConfig", output: Path, processes: int = 1) -> str:
     from cascade.data.skipped import SkipLog, find_skipped
     from cascade.training.cost import training_cost
     from cascade.training.distributed import World
-    from cascade.training.run import SKIPPED, check_width, open_data
+    from cascade.training.run import SKIPPED, check_start, check_width, open_data
     from cascade.training.samples import save_sheet
     from cascade.training.text import open_text
 
     images = settings.diffusion.batch_size
     at_once = len(World(0, processes).rows(images, settings.loop.accumulation)[0])
+    if settings.start_from is not None:
+        check_start(settings.start_from, settings.stage)
     training, _ = open_data(settings)
     text = None if settings.text is None else open_text(settings.text, torch.device("cpu"))
     check_width(settings, text)

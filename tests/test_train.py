@@ -196,6 +196,16 @@ def test_a_run_goes_on_by_itself_and_refuses_another_config(made: Path, monkeypa
     with pytest.raises(ValueError, match=r"another configuration \(loop\.learning_rate was 0\.001, is 0\.5\)"):
         run(made, "base", "--set", "loop.learning_rate=0.5")
     assert run(made, "base", "--set", "loop.learning_rate=0.5", "--set", "budget.steps=7", "--accept-changes") == 0
+    with pytest.raises(ValueError, match=r"cannot change its optimizer \(loop\.optimizer was 'adamw', is 'muon'\)"):
+        run(made, "base", "--set", "loop.optimizer=muon", "--accept-changes")
+
+
+def test_a_finished_run_keeps_the_settings_that_made_it(made: Path) -> None:
+    assert run(made, "base") == 0
+    before = read_state(find_checkpoint(made / "base"))
+    (made / "data").rename(made / "moved")
+    assert run(made, "base", "--set", f'data.path="{made / "moved"}"') == 0
+    assert read_state(find_checkpoint(made / "base")) == before
 
 
 def test_training_starts_from_a_cascade(made: Path) -> None:
@@ -207,6 +217,11 @@ def test_training_starts_from_a_cascade(made: Path) -> None:
 
     old, new = (read_weights(find_checkpoint(made / name)) for name in ("base", "more"))
     assert all(torch.allclose(new[name], tensor, atol=1e-6) for name, tensor in old.items())
+    assert main(["assemble", str(made / "more"), "-o", str(made / "again")]) == 0
+    assert f"began with the weights of `{made / 'toy'}`" in (made / "again" / "README.md").read_text()
+    for more in ((), ("--dry-run",)):
+        with pytest.raises(ValueError, match=r"stage 'base-8' is another one: leave stage\.network out"):
+            run(made, "base", *start, "--set", "stage.network.width=64", "-o", str(made / "wide"), *more)
     with pytest.raises(ValueError, match="has no stage 'sr-16'"):
         run(made, "sr", *start[:2])
 

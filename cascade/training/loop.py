@@ -187,7 +187,7 @@ class Loop:
         to the metrics. Raises Interrupted, after the step is done and saved, on SIGTERM or SIGINT, and Diverged.
         """
         self.model.train()
-        before = self.progress.seconds
+        before, began = self.progress.seconds, self.progress.steps
         started = last_save = last_log = time.monotonic()
         means, window = Means(self.world), 0
         with Listening() as signals, closing(self._batches(budget)) as batches:
@@ -215,7 +215,8 @@ class Loop:
                 if told is not None:
                     raise Interrupted(told, self.progress.batch, saved=sound)
                 last_log += time.monotonic() - now  # what is not training does not count
-        self.save()
+        if self.progress.steps > began:  # else what is there stays, with the settings that made it
+            self.save()
 
     def inside(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function that uses the model, wherever its weights are; all processes have to call together."""

@@ -44,8 +44,8 @@ class Run:
         self, config: TrainConfig, folder: Path, device: str | None = None, *, accept_changes: bool = False
     ) -> None:
         self.config, self.folder = config, folder
-        if not accept_changes:
-            check_same(encode(config), folder, ", or pass --accept-changes to go on with it so")
+        otherwise = ", or pass --accept-changes to go on with it so"
+        check_same(encode(config), folder, otherwise, accept_changes=accept_changes)
         self.training, self.held_out = open_data(config)
         self.world, self.device = World.join(device)
         self.world.rows(config.diffusion.batch_size, config.loop.accumulation)  # raises ValueError for a remainder
@@ -150,18 +150,23 @@ class Run:
         return lambda: draw(self.stage, prompts, told, null, truth=truth, steps=steps)
 
 
-def check_same(settings: Mapping[str, Any], folder: Path, otherwise: str = "") -> None:
+def check_same(settings: Mapping[str, Any], folder: Path, otherwise: str = "", *, accept_changes: bool = False) -> None:
     """Raise ValueError, naming what differs, if the folder holds a run of other settings. otherwise: the remedy, beside
-    another folder.
+    another folder. accept_changes: raise only for another optimizer, whose state would not fit.
     """
     found = find_checkpoint(folder)
     if found is None:
         return
     before = read_state(found)["config"]
-    if before is None:
+    if before is None and not accept_changes:
         raise ValueError(f"{found} does not say what made it: choose another folder{otherwise}")
-    changed = differences(before, settings)
-    if changed:
+    changed = differences(before or settings, settings)
+    optimizer = [change for change in changed if change.startswith("loop.optimizer ")]
+    if optimizer:
+        raise ValueError(
+            f"{folder} holds a run that cannot change its optimizer ({optimizer[0]}): choose another folder"
+        )
+    if changed and not accept_changes:
         raise ValueError(
             f"{folder} holds a run of another configuration ({'; '.join(changed)}): choose another folder{otherwise}"
         )
@@ -207,14 +212,22 @@ def first_stage(config: TrainConfig) -> Stage:
     """New weights, or those of the cascade that is started from."""
     if config.start_from is None:
         return build_stage(config.stage)
-    folder, stored = stored_stage(config.start_from, config.stage.name)
-    for what in ("network", "prediction", "learned_variance"):
-        if getattr(stored, what) != getattr(config.stage, what):
-            raise ValueError(f"the {what} of {config.start_from}'s stage {stored.name!r} is another one")
+    folder = check_start(config.start_from, config.stage)
     stage = load_stage(folder.parent, folder.name, torch.float32).train()
     stage.config = config.stage
     stage.denoiser = build_like(stage, config.stage)
     return stage
+
+
+def check_start(cascade: str, config: StageConfig) -> Path:
+    """The folder of the stage that is started from. Raises ValueError if its weights would mean something else."""
+    folder, stored = stored_stage(cascade, config.name)
+    for what in ("network", "prediction", "learned_variance"):
+        if getattr(stored, what) != getattr(config, what):
+            raise ValueError(
+                f"the {what} of {cascade}'s stage {stored.name!r} is another one: leave stage.{what} out, or start_from"
+            )
+    return folder
 
 
 def build_like(stage: Stage, config: StageConfig) -> Any:
