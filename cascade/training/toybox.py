@@ -54,6 +54,7 @@ CONFIGS = Path(__file__).parent / "configs"
 PARTS = ("text", "base-64", "sr-256")
 SHARES = {"text": 0.05, "base-64": 0.65, "sr-256": 0.30}  # of the minutes
 SCENES = {"base-64": 40_960, "sr-256": 4096}  # rendered for a run
+MADE = {"sr-256": 0.8}  # how often a thing has a material: all else is settled at 64 px
 MAX_LENGTH = 40  # tokens of a prompt
 UNSEEN_SEED = 999_983  # no run trains on scenes of this collection
 
@@ -155,7 +156,7 @@ def train_stage(part: str, minutes: float, device: str, runs: Path, shipped: Shi
     config = stage_config(part, known)
     if shipped.stage(config.stage) is not None:
         config = replace(config, start_from=str(shipped.folder))
-    render_collection(scenes, seed=seed, count=SCENES[part], size=config.stage.resolution[0])
+    render_collection(scenes, seed=seed, count=SCENES[part], size=config.stage.resolution[0], made=MADE.get(part))
     folder = run_folder(runs, part, shipped)
     run = Run(config, folder, device)
 

@@ -44,6 +44,8 @@ RELATIONS = ("left", "front", "on")
 
 KINDS = ("one", "count", "left", "front", "on", "stack")
 KIND_WEIGHTS: dict[str, float] = {"one": 0.36, "count": 0.16, "left": 0.14, "front": 0.10, "on": 0.12, "stack": 0.12}
+# How often a material other than plain is named of a thing.
+MADE: dict[str, float] = {"one": 0.35, "count": 0.1, "left": 0.2, "front": 0.2, "on": 0.2, "stack": 0.0}
 
 Pairings = Literal["seen", "held out", "any"]
 
@@ -124,16 +126,22 @@ def held_out() -> HeldOut:
 
 
 def sample_description(
-    rng: np.random.Generator, kind_weights: Mapping[str, float] = KIND_WEIGHTS, pairings: Pairings = "seen"
+    rng: np.random.Generator,
+    kind_weights: Mapping[str, float] = KIND_WEIGHTS,
+    pairings: Pairings = "seen",
+    made: float | None = None,
 ) -> Description:
-    """Weights of KINDS need not sum to 1. "seen" (what training shows) holds no held-out pairing; "held out" does."""
+    """Weights of KINDS need not sum to 1. "seen" (what training shows) holds no held-out pairing; "held out" does.
+
+    made: how often a material is named of a thing, in every kind of scene; None for MADE.
+    """
     unknown = set(kind_weights) - set(KINDS)
     if unknown:
         raise ValueError(f"scene kinds {sorted(unknown)}: expected among {KINDS}")
     weights = np.array(list(kind_weights.values()), dtype=np.float64)
     kind = list(kind_weights)[rng.choice(len(weights), p=weights / weights.sum())]
     while True:
-        description = _DRAW[kind](rng)
+        description = _DRAW[kind](rng, MADE[kind] if made is None else made)
         if pairings == "any" or held_out().holds(description) == (pairings == "held out"):
             return description
 
@@ -155,13 +163,13 @@ def _different(rng: np.random.Generator, how_many: int, **kwargs: float) -> tupl
             return looks
 
 
-_DRAW: dict[str, Callable[[np.random.Generator], Description]] = {
-    "one": lambda rng: Description((_look(rng, sized=0.3, made=0.35),)),
-    "count": lambda rng: Description((_look(rng, made=0.1),), count=COUNTS[pick(rng, COUNTS)]),
-    "left": lambda rng: Description(_different(rng, 2, sized=0.15, made=0.2), relation="left"),
-    "front": lambda rng: Description(_different(rng, 2, made=0.2), relation="front"),
-    "on": lambda rng: Description(_different(rng, 2, made=0.2), relation="on"),
-    "stack": lambda rng: Description(_different(rng, 3), relation="on"),
+_DRAW: dict[str, Callable[[np.random.Generator, float], Description]] = {
+    "one": lambda rng, made: Description((_look(rng, sized=0.3, made=made),)),
+    "count": lambda rng, made: Description((_look(rng, made=made),), count=COUNTS[pick(rng, COUNTS)]),
+    "left": lambda rng, made: Description(_different(rng, 2, sized=0.15, made=made), relation="left"),
+    "front": lambda rng, made: Description(_different(rng, 2, made=made), relation="front"),
+    "on": lambda rng, made: Description(_different(rng, 2, made=made), relation="on"),
+    "stack": lambda rng, made: Description(_different(rng, 3, made=made), relation="on"),
 }
 
 

@@ -22,10 +22,10 @@ def shard_files(folder: Path, shard: int) -> tuple[Path, Path]:
     return folder / f"images-{shard:05d}.npy", folder / f"scenes-{shard:05d}.jsonl"
 
 
-def _render_shard(folder: Path, seed: int, count: int, size: int, device: str, shard: int) -> None:
+def _render_shard(folder: Path, seed: int, count: int, size: int, made: float | None, device: str, shard: int) -> None:
     """Write one shard; the images come last, under their own name only when whole: a file that is there is whole."""
     images, records = shard_files(folder, shard)
-    scenes = [sample_scene(seed, i) for i in range(shard * SHARD, min(count, (shard + 1) * SHARD))]
+    scenes = [sample_scene(seed, i, made=made) for i in range(shard * SHARD, min(count, (shard + 1) * SHARD))]
     pixels = np.empty((len(scenes), 3, size, size), np.uint8)
     at_once = max(1, RENDER_PIXELS // size**2)
     for i in range(0, len(scenes), at_once):
@@ -44,23 +44,31 @@ def _scenes_there(folder: Path, shard: int) -> int:
 
 
 def render_collection(
-    folder: Path, *, seed: int, count: int, size: int, device: str = "cpu", workers: int | None = None
+    folder: Path,
+    *,
+    seed: int,
+    count: int,
+    size: int,
+    made: float | None = None,
+    device: str = "cpu",
+    workers: int | None = None,
 ) -> None:
-    """Render scenes 0 .. count - 1 of collection ``seed`` at ``size`` px into ``folder``, but no shard that is there.
+    """Render scenes 0 .. count - 1 of collection ``seed`` at ``size`` px into ``folder``, but no shard that is there;
+    ``made`` as for `sample_description`.
 
     On the CPU the shards are spread over ``workers`` processes (all cores by default). Raises ValueError if the folder
     holds scenes of another seed, or of a world that has changed since.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first = shard_files(folder, 0)[1]
-    if first.exists() and first.read_text().partition("\n")[0] != sample_scene(seed, 0).to_json():
+    if first.exists() and first.read_text().partition("\n")[0] != sample_scene(seed, 0, made=made).to_json():
         raise ValueError(
             f"{folder} holds scenes of another seed, or of an earlier toybox; remove it, or choose another"
         )
     shards = [
         shard for shard in range(-(-count // SHARD)) if _scenes_there(folder, shard) < min(SHARD, count - shard * SHARD)
     ]
-    job = partial(_render_shard, folder, seed, count, size, device)
+    job = partial(_render_shard, folder, seed, count, size, made, device)
     processes = min(workers or os.cpu_count() or 1, len(shards))
     if device != "cpu" or processes <= 1:
         for shard in shards:

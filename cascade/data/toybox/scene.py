@@ -163,11 +163,15 @@ def apart(first: Box, second: Box) -> bool:
 
 
 def sample_scene(
-    seed: int, index: int, kind_weights: Mapping[str, float] = KIND_WEIGHTS, pairings: Pairings = "seen"
+    seed: int,
+    index: int,
+    kind_weights: Mapping[str, float] = KIND_WEIGHTS,
+    pairings: Pairings = "seen",
+    made: float | None = None,
 ) -> Scene:
     """Scene `index` of the endless collection `seed`; the rest as for `sample_description`."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
-    return arrange(sample_description(rng, kind_weights, pairings), rng)
+    return arrange(sample_description(rng, kind_weights, pairings, made), rng)
 
 
 def usual_bulks(description: Description) -> tuple[float, ...]:
