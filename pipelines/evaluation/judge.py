@@ -15,7 +15,7 @@ from cascade.data.toybox.scene import usual_bulks
 from cascade.data.toybox.shapes import Vec3
 
 # Counts up with whatever may change a verdict of the same detector, so that scores by other rules are not mixed.
-RULES = 1
+RULES = 2
 
 # World units (scene.py). Scenes keep well clear of them: things side by side are 0.57 or more apart, in depth 0.9.
 SIDE, DEPTH, HEIGHT, ALIGNED = 0.25, 0.4, 0.15, 0.45

@@ -34,7 +34,8 @@ GRID = SEEN // CELL
 AT_ONCE = 32  # pictures
 FOLDER = EMBEDDED_DETECTOR
 CONFIG, TENSORS = "config.json", "model.safetensors"
-SAME = 1.0  # cells; nearer hearts are one
+SAME = 1.0  # cells; nearer hearts are one,
+CLOSEST = 0.5  # unless noun and colour both say that they are two, which may be as near as this
 GROUP = 16  # channels that are normalized together
 
 # What each cell says, in the order of its channels. heart: whether one is here; offset: from the cell's middle to the
@@ -247,13 +248,17 @@ class Detector(nn.Module):
 def hearts(maps: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Scores in [0, 1], and whether a cell is the surest of those that point to the same heart; B H W each.
 
-    Cells that lie side by side may well know of different hearts, such as those of two flat things on each other.
+    Cells that lie side by side may well know of different hearts, such as those of two flat things on each other, or
+    of a chair and what stands on its seat.
     """
     score = maps["heart"][..., 0].sigmoid().flatten(1)  # B HW
     axis = torch.arange(GRID, device=score.device) + 0.5
     middle = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # H W 2
     at = (middle + maps["offset"]).flatten(1, 2)  # B HW 2
-    same = torch.cdist(at, at) < SAME
+    apart = torch.cdist(at, at)
+    noun, colour = (maps[name].argmax(dim=-1).flatten(1) for name in ("noun", "colour"))
+    alike = (noun[:, :, None] == noun[:, None, :]) | (colour[:, :, None] == colour[:, None, :])
+    same = (apart < CLOSEST) | (alike & (apart < SAME))
     outdone = (same & (score[:, None, :] > score[:, :, None])).any(dim=2)
     return score.unflatten(1, (GRID, GRID)), ~outdone.unflatten(1, (GRID, GRID))
 

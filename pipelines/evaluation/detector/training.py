@@ -48,9 +48,11 @@ from pipelines.evaluation.detector.network import (
     hearts,
 )
 
-LOOP = LoopConfig(learning_rate=2e-3, warmup_steps=100, decay=0.5, ema_decay=0.998, checkpoint_minutes=2.0)
+LOOP = LoopConfig(
+    optimizer="muon", learning_rate=2e-3, warmup_steps=100, decay=0.5, ema_decay=0.998, checkpoint_minutes=2.0
+)
 LESSONS = Path("docs/quality/lessons")
-LESSON_TIMES = 12  # lessons are few, and shown as often as this many shards
+LESSON_TIMES = 16  # lessons are few, and shown as often as this many shards
 MATERIAL_SHARE = 0.14  # of the training time
 NEAR = 1.5  # cells about a heart that learn to describe its thing
 
@@ -211,6 +213,7 @@ def train(
     seats: int = 3,
     misshapen: int = 6,
     lessons: Path = LESSONS,
+    start_from: Path | None = None,
     runs: Path = Path("runs/detector"),
     folder: Path = FOLDER,
 ) -> None:
@@ -218,8 +221,9 @@ def train(
 
     minutes: training time in all, those of earlier runs included; drawing comes on top. shards: of 1024 pictures and
     as many crops. crowds, seats, misshapen: of 1024 pictures of things on and behind each other, of chairs that carry
-    something, of misshapen things. lessons: generated pictures judged by eye (lessons.py). runs: where what is drawn is
-    kept, and the runs' states. folder: where the detector is written.
+    something, of misshapen things. lessons: generated pictures judged by eye (lessons.py). start_from: a detector whose
+    weights a new run begins with. runs: where what is drawn is kept, and the runs' states. folder: where the detector
+    is written.
     """
     taught = read_lessons(lessons)
 
@@ -237,6 +241,8 @@ def train(
     (validation,) = pictures("validation", partial(usual, seed=VALIDATION_SEED), 1)
     torch.manual_seed(0)
     detector = Detector(DetectorConfig())
+    if start_from is not None:
+        detector.load_state_dict(Detector.from_pretrained(start_from).state_dict())
     tasks = {
         "material": MaterialTask(detector.material, crops),
         "what-and-where": WhatAndWhereTask(detector.what_and_where, shown),
