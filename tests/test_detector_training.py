@@ -27,7 +27,7 @@ from pipelines.evaluation.detector.data import (
     usual,
 )
 from pipelines.evaluation.detector.misshapen import known, misshape
-from pipelines.evaluation.detector.network import CROP, SEEN, Detector, DetectorConfig
+from pipelines.evaluation.detector.network import CROP, GRID, HEADS, SEEN, Detector, DetectorConfig, hearts
 from pipelines.evaluation.detector.training import MaterialTask, Targets, WhatAndWhereTask, choose_threshold
 
 
@@ -38,6 +38,29 @@ def test_hearts_lie_in_their_things():
     pixel = render([scene], 64)[0, :, int((down + 1) * 32), int((right + 1) * 32)]
     assert pixel[0] > pixel[1] + 0.3
     assert pixel[0] > pixel[2] + 0.3
+
+
+@pytest.mark.parametrize(
+    ("apart", "other", "counted"),
+    [
+        (0.8, {}, 1),
+        (0.8, {"colour": 1}, 1),  # a mushroom's cap and its stem
+        (0.8, {"noun": 1, "colour": 1}, 2),  # a chair and what stands on its seat
+        (0.3, {"noun": 1, "colour": 1}, 1),
+        (1.2, {}, 2),
+    ],
+)
+def test_near_hearts_are_two_if_all_says_so(apart, other, counted):
+    """Two cells below each other, which point to hearts that many cells apart."""
+    maps = {name: torch.zeros(1, GRID, GRID, channels) for name, channels in HEADS.items()}
+    maps["heart"] -= 9.0
+    for row, up, looks in ((7, 0.0, {}), (8, 1.0 - apart, other)):
+        maps["heart"][0, row, 5] = 2.0 + 0.1 * row
+        maps["offset"][0, row, 5, 1] = -up
+        for name in ("noun", "colour"):
+            maps[name][0, row, 5, looks.get(name, 0)] = 1.0
+    score, peak = hearts(maps)
+    assert int((peak & (score > 0.5)).sum()) == counted
 
 
 def test_targets_describe_the_nearest_thing():
