@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.data.text import plain_text
-from cascade.training.span_corruption import IGNORED, SmallT5, SpanCorruption, corrupt, pack
+from cascade.training.span_corruption import IGNORED, OFFSETS, SmallT5, SpanCorruption, corrupt, pack
 from cascade.training.tokenizer import train_tokenizer
 from conditioning import TextEncoder, Tokenizer
 from conditioning.tokenizer import EOS, PAD
@@ -102,10 +102,11 @@ def make(tokenizer: Tokenizer, **kwargs: object) -> SpanCorruption:
 def test_the_packed_loss_is_transformers_own(tokenizer: Tokenizer) -> None:
     """Against T5ForConditionalGeneration line by line, unpacked: nothing passes between lines or from padding.
 
-    To that comes how badly the encoder's output tells each token it was given.
+    To that comes how badly the encoder's output tells each token it was given, and those around it.
     """
     task = make(tokenizer)
     batch, spans, count, kept, inputs = task.batch(3), 0.0, 0, 0.0, 0
+    around: dict[int, list[float]] = {offset: [] for offset in OFFSETS}
     task.model.eval()
     with torch.no_grad():
         for line in range(1, 17):
@@ -113,15 +114,22 @@ def test_the_packed_loss_is_transformers_own(tokenizer: Tokenizer) -> None:
             labels = batch.targets[batch.target_lines == line][None]
             spans += task.model(input_ids=ids, labels=labels).loss.item() * labels.numel()
             count += labels.numel()
-            scores = task.model.encoder(input_ids=ids).last_hidden_state[0] @ task.model.shared.weight.T
+            encoded = task.model.encoder(input_ids=ids).last_hidden_state[0]
+            scores = encoded @ task.model.shared.weight.T
             kept -= scores.log_softmax(dim=1).gather(1, ids.T).sum().item()
+            told = task.neighbours(encoded).unflatten(1, (len(OFFSETS), -1)) @ task.model.shared.weight.T
+            for at in range(ids.numel()):
+                for which, offset in enumerate(OFFSETS):
+                    if 0 <= at + offset < ids.numel():
+                        around[offset].append(-told[at, which].log_softmax(dim=0)[ids[0, at + offset]].item())
             inputs += ids.numel()
         loss, figures = task.loss(batch)
-    assert list(figures) == ["target_tokens", "span_loss", "kept_loss"]
+    assert list(figures) == ["target_tokens", "span_loss", "kept_loss", "around_loss"]
     assert figures["target_tokens"] == count
     assert figures["span_loss"] == pytest.approx(spans / count, rel=1e-5)
     assert figures["kept_loss"] == pytest.approx(kept / inputs, rel=1e-5)
-    assert loss.item() == pytest.approx(figures["span_loss"] + figures["kept_loss"], rel=1e-6)
+    assert figures["around_loss"] == pytest.approx(np.mean([np.mean(each) for each in around.values()]), rel=1e-5)
+    assert loss.item() == pytest.approx(sum(figures[name] for name in list(figures)[1:]), rel=1e-6)
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
@@ -177,6 +185,18 @@ def test_the_loss_falls_and_the_encoder_is_exported(tokenizer: Tokenizer, tmp_pa
     assert (tmp_path / "text_encoder" / "model.safetensors").stat().st_size < 200_000
     found = encoder(["a red car", "a yellow rocket on top of a purple house"])
     assert found.mask.sum(dim=1).tolist() == [4, 10]
+
+
+def test_an_encoding_tells_what_belongs_to_its_word(tokenizer: Tokenizer) -> None:
+    """Of two nouns and two colours in a caption, each noun's own vector tells which colour is its."""
+    task = make(tokenizer)
+    trained(task, 120)
+    ids = torch.tensor([tokenizer.ids(caption) for caption in CAPTIONS])  # a red car on top of a blue house
+    with torch.no_grad():
+        encoded = task.model.encoder(input_ids=ids).last_hidden_state
+        told = task.neighbours(encoded).unflatten(2, (len(OFFSETS), -1)) @ task.model.shared.weight.T
+    for noun in (2, 8):
+        assert (told[:, noun, OFFSETS.index(-1)].argmax(dim=1) == ids[:, noun - 1]).float().mean() > 0.95
 
 
 def test_the_encoder_keeps_words_apart(tokenizer: Tokenizer) -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
 IGNORED = -100  # a target position that counts for nothing, as torch's cross entropy has it
+# How far around a token is to be read off its encoding. A diffusion model attends to encodings as to a set, without
+# positions: what stands beside a word it can only know from the word's own.
+OFFSETS = (-4, -3, -2, -1, 1, 2, 3, 4)
 
 
 def corrupt(
@@ -87,7 +90,12 @@ class SmallT5:
                 raise ValueError(f"{name} is {value}; expected at least 1")
 
     def build(self, vocab_size: int) -> T5ForConditionalGeneration:
-        """Random weights from torch's global generator."""
+        """Random weights from torch's global generator; but a quarter of the encoder's heads each begin by looking one
+        to the left, one to the right, leftwards and rightwards.
+
+        T5's position biases begin near 0 and go a learning rate a step: in a short run what words are said is learned
+        long before, attention settles on it, and the order of the words is never looked at again.
+        """
         from transformers.models.t5.configuration_t5 import T5Config
         from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
 
@@ -107,7 +115,22 @@ class SmallT5:
             eos_token_id=EOS,
             **common,
         )
-        return T5ForConditionalGeneration(config)
+        model = T5ForConditionalGeneration(config)
+        bias = model.encoder.get_parameter("block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+        with torch.no_grad():
+            bias.copy_(_looking_around(bias.shape[0] // 2)[:, torch.arange(self.heads) % 4])
+        return model
+
+
+def _looking_around(distances: int) -> Tensor:
+    """(2 x distances, 4): biases of the buckets, to the left in order of distance from 0 on and then to the right."""
+    bias = torch.zeros(2, distances, 4)
+    bias[0, 1, 0] = bias[1, 1, 1] = 4.0
+    away = -0.5 * torch.arange(distances)
+    for side in (0, 1):
+        bias[side, :, 2 + side] = away
+        bias[1 - side, :, 2 + side] = away - 4.0
+    return bias.flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -188,6 +211,10 @@ class SpanCorruption:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = (shape or SmallT5()).build(tokenizer.size)
+            width = self.model.config.d_model
+            self.neighbours = torch.nn.Linear(width, len(OFFSETS) * width, bias=False)
+            torch.nn.init.normal_(self.neighbours.weight, std=0.01)
+            self.model.add_module("neighbours", self.neighbours)  # trained with it, and of no use after
 
     def batch(self, step: int, rows: range | None = None) -> Packed:
         """The packed lines of a step, on the CPU. Raises ValueError for a part of its rows."""
@@ -203,11 +230,13 @@ class SpanCorruption:
         return pack(pairs, 2 * self.max_length)
 
     def loss(self, batch: Packed) -> tuple[Tensor, dict[str, float]]:
-        """The mean cross entropy of the target tokens plus that of reading each input token off its own
-        encoding with the tied embeddings, in nats; and both beside how many targets there were.
+        """The mean cross entropies, in nats, of the target tokens; of reading each input token off its own encoding
+        with the tied embeddings; and of reading those around it off the same, at OFFSETS. Added; and each beside how
+        many targets there were.
 
-        Without the second part words that may stand in each other's place get one vector, and what the encoder is for,
-        to tell a diffusion model which was said, is lost.
+        Without the second, words that may stand in each other's place get one vector; without the third, a word's says
+        nothing of the words it belongs to. What the encoder is for, to tell a diffusion model which was said of what,
+        would be lost.
         """
         count = float((batch.targets != IGNORED).sum())
         batch = batch.to(self.model.shared.weight.device)
@@ -225,7 +254,22 @@ class SpanCorruption:
         spans = F.cross_entropy(self.model.lm_head(hidden).float(), batch.targets[batch.targets != IGNORED])
         there = batch.input_lines > 0
         kept = F.cross_entropy(self.model.lm_head(encoded[there]).float(), batch.inputs[there])
-        return spans + kept, {"target_tokens": count, "span_loss": spans.item(), "kept_loss": kept.item()}
+        around = self._around(encoded, batch.inputs, batch.input_lines)
+        losses = {"span_loss": spans, "kept_loss": kept, "around_loss": around}
+        return spans + kept + around, {"target_tokens": count} | {name: loss.item() for name, loss in losses.items()}
+
+    def _around(self, encoded: Tensor, inputs: Tensor, lines: Tensor) -> Tensor:
+        """encoded R N D, inputs and lines R N. The mean over OFFSETS; 0 where no line has two tokens."""
+        told = self.neighbours(encoded).chunk(len(OFFSETS), dim=-1)
+        losses = []
+        for offset, telling in zip(OFFSETS, told, strict=True):
+            here = slice(max(0, -offset), lines.shape[1] - max(0, offset))
+            there = slice(max(0, offset), lines.shape[1] - max(0, -offset))
+            same = (lines[:, here] == lines[:, there]) & (lines[:, here] > 0)
+            if same.any():
+                logits = self.model.lm_head(telling[:, here][same]).float()
+                losses.append(F.cross_entropy(logits, inputs[:, there][same]))
+        return torch.stack(losses).mean() if losses else encoded.sum() * 0
 
     def export(self, folder: str | Path) -> None:
         """Write the encoder (bf16 safetensors) and the tokenizer; TextEncoder.from_pretrained loads them."""
