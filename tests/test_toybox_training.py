@@ -28,6 +28,7 @@ def small(monkeypatch):
 
     monkeypatch.setattr(toybox, "text_config", lambda: replace(text, captions=512))  # most words whole
     monkeypatch.setattr(toybox, "stage_config", stage_config)
+    monkeypatch.setattr(toybox, "FITTED", 500)
     monkeypatch.setattr(toybox, "SCENES", dict.fromkeys(toybox.SCENES, 12))
 
 
@@ -80,6 +81,21 @@ def test_weights_are_made_exported_and_continued(small, tmp_path):
     assert all(torch.equal(again[name], encoder[name]) for name in encoder)
     moved = load_file(weights / "stage-0-base-64" / "model.safetensors")
     assert any(not torch.equal(moved[name], base[name]) for name in base)
+
+    toybox.train(0.3, only="text", runs=runs, weights=weights)
+    toybox.train(1, only="export", runs=runs, weights=weights)
+    third = json.loads((weights / "cascade.json").read_text())
+    assert [len(third["provenance"][part]) for part in toybox.PARTS] == [2, 2, 2]
+    assert not torch.equal(
+        load_file(weights / "text_encoder" / "model.safetensors")["shared.weight"], encoder["shared.weight"]
+    )
+    carried = load_file(weights / "stage-0-base-64" / "model.safetensors")
+    changed = {name for name in moved if not torch.equal(carried[name], moved[name])}
+    assert changed
+    assert all("text" in name for name in changed)
+    assert (weights / "tokenizer" / "spiece.model").read_bytes() == (
+        runs / "text-from-0" / "tokenizer" / "spiece.model"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("part", toybox.PARTS[1:])

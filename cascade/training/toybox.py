@@ -6,6 +6,11 @@ continues from the shipped weights, whatever the hardware, and puts the better t
 is not shipped starts from nothing. A run that was cut off is taken up by the same command: everything lies under
 ``runs``, in folders named after the sample where they started. The stages' settings are those of `cascade train`, in
 cascade/training/configs/toybox-*.toml; only where their data comes from is said here.
+
+    python -m cascade.training.toybox --minutes 150 --only text
+    python -m cascade.training.toybox --minutes 1 --only export
+
+trains a new text encoder, from nothing, and carries the shipped stages over to it; they then want training with it.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ from cascade.data.toybox.description import pick
 from cascade.data.toybox.rendered import render_collection
 from cascade.data.toybox.scene import GROUNDS
 from cascade.stage import Stage, StageConfig
+from cascade.training.carry_over import carry_over
 from cascade.training.checkpoint import find_checkpoint, read_weights
 from cascade.training.config import TrainConfig, load_config
 from cascade.training.lock import locked
@@ -45,7 +51,7 @@ from cascade.training.run import Run
 from cascade.training.schedule import Budget, Progress
 from cascade.training.span_corruption import SpanCorruption
 from cascade.training.tokenizer import train_tokenizer
-from conditioning.text import TextEncoder
+from conditioning.text import TextEmbedding, TextEncoder
 from conditioning.tokenizer import Tokenizer
 from weights.hub import EMBEDDED
 from weights.store import read_manifest, save_cascade
@@ -56,6 +62,7 @@ SHARES = {"text": 0.05, "base-64": 0.65, "sr-256": 0.30}  # of the minutes
 SCENES = {"base-64": 40_960, "sr-256": 4096}  # rendered for a run
 MADE = {"sr-256": 0.8}  # how often a thing has a material: all else is settled at 64 px
 MAX_LENGTH = 40  # tokens of a prompt
+FITTED = 6000  # captions by which stages are carried over to a new text encoder
 UNSEEN_SEED = 999_983  # no run trains on scenes of this collection
 
 
@@ -114,7 +121,8 @@ def train_text(minutes: float, device: str, runs: Path, shipped: Shipped) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     run = text_config()
     captions = retold(run.captions)
-    tokenizer = folder / "tokenizer"
+    # Embeddings by two encoders can be compared only token by token.
+    tokenizer = (shipped.folder if shipped.manifest else folder) / "tokenizer"
     if not tokenizer.exists():
         train_tokenizer([*captions, *plain_text()], tokenizer)
     task = SpanCorruption(captions, plain_text(), Tokenizer.from_folder(tokenizer))
@@ -138,8 +146,14 @@ def retold(count: int) -> list[str]:
 
 
 def text_folder(runs: Path, shipped: Shipped) -> Path:
-    """The text encoder: the shipped one, or the one just trained."""
+    """The text encoder of the stages' training: the shipped one, or the one just trained."""
     return shipped.folder if shipped.manifest else run_folder(runs, "text", shipped) / "export"
+
+
+def embed(encoder: TextEncoder) -> TextEmbedding:
+    """Captions by which two encoders are compared."""
+    rng = np.random.default_rng(0)
+    return encoder([caption(sample_description(rng), rng, pick(rng, GROUNDS)) for _ in range(FITTED)])
 
 
 def train_stage(part: str, minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
@@ -209,6 +223,11 @@ def record(folder: Path, *, part: str, samples: int, progress: Progress, device:
 def export(runs: Path, shipped: Shipped) -> None:
     """Put what finished runs made in place of the shipped weights, in bf16; parts without a run stay as they are."""
     provenance, stages, made = {}, {}, []
+    encoder, carried = TextEncoder.from_pretrained(text_folder(runs, shipped), max_length=MAX_LENGTH), None
+    if shipped.manifest and (run_folder(runs, "text", shipped) / "provenance.json").exists():
+        before = embed(encoder)
+        encoder = TextEncoder.from_pretrained(run_folder(runs, "text", shipped) / "export", max_length=MAX_LENGTH)
+        carried = before, embed(encoder)
     for part in PARTS:
         folder, done = run_folder(runs, part, shipped), shipped.history(part)
         finished = (folder / "provenance.json").exists()
@@ -229,10 +248,12 @@ def export(runs: Path, shipped: Shipped) -> None:
             assert checkpoint is not None, "a finished run has saved"
             tensors = {name.removeprefix("network."): tensor for name, tensor in read_weights(checkpoint).items()}
             load_network(stage, tensors, str(folder))
+        if carried is not None:
+            explained = carry_over(stage.denoiser.network, *carried)
+            print(f"{part} carried over to the new text encoder, which explains {explained:.0%} of the old one")
         stage.config = config
         made.append(stage)
         stages[stage_folder(len(stages), config)] = stage_files(stage, torch.bfloat16)
-    encoder = TextEncoder.from_pretrained(text_folder(runs, shipped))
     manifest = {
         "text_encoder": {
             "model": None,
@@ -269,8 +290,8 @@ def train(
         raise SystemExit(f"minutes must be positive, got {minutes}")
     shipped = Shipped(weights)
     for part in PARTS:
-        if only not in (None, part) or (part == "text" and shipped.manifest):
-            continue  # the stages were trained on the shipped encoder: it stays
+        if only not in (None, part) or (part == "text" and shipped.manifest and only is None):
+            continue  # the stages were trained on the shipped encoder: it stays unless another is asked for
         if part == "text":
             train_text(minutes, device, runs, shipped)
         else:
