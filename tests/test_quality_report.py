@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no installed package
 
-from benchmarks.quality import judge, report, stored, suite  # noqa: E402
+from benchmarks.quality import binding, judge, report, stored, suite  # noqa: E402
 from benchmarks.quality.chart import apart, chart  # noqa: E402
 from benchmarks.quality.drawing import Setting, expected  # noqa: E402
 from pipelines.evaluation.intervals import Share, clustered_share  # noqa: E402
@@ -140,3 +141,23 @@ def test_figures_of_an_earlier_detector_are_marked(pages: Path) -> None:
 
 def test_labels_keep_apart():
     assert apart([100.0, 20.0, 98.0, 100.0], gap=10.0) == [100.0, 20.0, 80.0, 90.0]
+
+
+def test_what_a_linear_map_tells_of_encodings() -> None:
+    """All that lies in a direction of its own; nothing of what is a product of two; of other rows than it saw."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 8, generator=generator).sign()
+    fitted = torch.arange(3000) < 2000
+    assert binding.told(x, (x[:, 3] > 0).long(), fitted) == 1.0
+    assert abs(binding.told(x, (x[:, 3] * x[:, 4] > 0).long(), fitted) - 0.5) < 0.06
+    noise = torch.randn(300, 250, generator=generator)
+    labels = torch.randint(2, (300,), generator=generator)
+    assert binding.told(noise, labels, torch.arange(300) < 200) < 0.7, "what it was fitted on is not counted"
+
+
+def test_binding_is_told_of_the_shipped_encoder(pages: Path) -> None:
+    binding.measure(Setting())
+    report.write()
+    assert "| encoding | " in (pages / "quality.md").read_text()
+    told = json.loads((pages / "binding.json").read_text())["told"]
+    assert told["noun alone"]["colour"] < 0.2, "a colour cannot be told from the noun"

@@ -10,6 +10,7 @@ python -m benchmarks.quality detector            the judge's eyes, on true rende
 python -m benchmarks.quality label               images to label by eye
 python -m benchmarks.quality judge               the judge itself, against images labelled by eye
 python -m benchmarks.quality teach LABELS        adds images judged by eye to what the detector learns from
+python -m benchmarks.quality binding             does the text encoder say what belongs together?
 python -m benchmarks.quality training            what it was trained with, and what a GPU-hour would be
 python -m benchmarks.quality report              writes docs/quality.md from what is stored
 """

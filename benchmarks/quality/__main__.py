@@ -5,6 +5,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.quality import (
+    binding,
     copies,
     curve,
     detector,
@@ -43,6 +44,10 @@ def measure_copies(setting: Options) -> None:
     copies.measure(setting)
 
 
+def measure_binding(setting: Options) -> None:
+    binding.measure(setting)
+
+
 def draw_to_label(setting: Options) -> None:
     label.prepare(setting)
 
@@ -63,6 +68,7 @@ if __name__ == "__main__":
         "guidance": measure_guidance,
         "curve": measure_curve,
         "copies": measure_copies,
+        "binding": measure_binding,
         "detector": detector.measure,
         "label": draw_to_label,
         "judge": judge.measure,
