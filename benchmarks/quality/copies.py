@@ -1,5 +1,7 @@
 """Are samples copies? How near each is to a training scene, beside how near it is to a scene nobody trained on."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,10 +9,11 @@ from torch import Tensor
 from benchmarks.quality.drawing import Setting, draw
 from benchmarks.quality.stored import IMAGES, store
 from cascade.data.toybox import render, sample_scene
-from cascade.training.toybox import PARTS, UNSEEN_SEED
+from cascade.training.toybox import UNSEEN_SEED, Shipped, scenes_seed
 from conditioning.lowres import upsample
 from pipelines.evaluation.detector import Detector
 from pipelines.images import from_tensor, grid
+from weights.hub import EMBEDDED
 
 COLLECTION = 4096  # scenes on either side
 SHOWN = 8
@@ -18,13 +21,16 @@ CATEGORIES = ("colours", "counting", "positional")
 
 
 def measure(setting: Setting) -> None:
-    """Distances in the detector's features from the base's samples to the first scenes of the first training run, and
+    """Distances in the detector's features from the base's samples to the first scenes of the last training run, and
     to as many held-out ones; beside them the same distances from other held-out renders, which cannot be copies."""
     pipe, detector = setting.pipeline(), Detector.from_pretrained()
     prompts = setting.suite(*CATEGORIES)
     samples = torch.cat([own.cpu() for own in draw(pipe, prompts, setting.images, stop_after=0)])
     fresh = render([sample_scene(UNSEEN_SEED, COLLECTION + i) for i in range(len(samples))], samples.shape[-1])
-    seen, unseen = (features_of(detector, seed) for seed in (PARTS.index("base-64"), UNSEEN_SEED))
+    # Earlier runs may have been of an earlier world.
+    runs = Shipped(Path(setting.model or EMBEDDED)).history("base-64")
+    last = scenes_seed("base-64", runs[-2]["samples_seen"] if len(runs) > 1 else 0)
+    seen, unseen = (features_of(detector, seed) for seed in (last, UNSEEN_SEED))
     distances = {}
     for name, images in (("samples", samples), ("fresh renders", fresh)):
         own = features(detector, images)
@@ -32,7 +38,7 @@ def measure(setting: Setting) -> None:
     store("copies", {"scenes": COLLECTION, "distances": distances})
     closest = np.argsort(distances["samples"]["training"])[:SHOWN]
     twins = nearest(features(detector, samples[closest]), seen)[1].tolist()
-    scenes = render([sample_scene(PARTS.index("base-64"), twin) for twin in twins], samples.shape[-1])
+    scenes = render([sample_scene(last, twin) for twin in twins], samples.shape[-1])
     page = torch.cat([samples[closest], scenes])
     grid(from_tensor(upsample(page, (128, 128)).clamp(-1, 1), "pil"), SHOWN).save(IMAGES / "copies.jpg", quality=90)
 

@@ -156,9 +156,14 @@ def embed(encoder: TextEncoder) -> TextEmbedding:
     return encoder([caption(sample_description(rng), rng, pick(rng, GROUNDS)) for _ in range(FITTED)])
 
 
+def scenes_seed(part: str, samples: int) -> int:
+    """The collection of scenes of a run that begins after so many samples: every continuation draws its own."""
+    return PARTS.index(part) + samples
+
+
 def train_stage(part: str, minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
-    before, seed = shipped.samples(part), PARTS.index(part) + shipped.samples(part)
-    # Every continuation draws scenes of its own.
+    before = shipped.samples(part)
+    seed = scenes_seed(part, before)
     scenes = runs / f"scenes-{part}-from-{before}"
     known = {
         "data.path": str(scenes),
