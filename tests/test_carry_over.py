@@ -87,3 +87,19 @@ def test_a_network_that_reads_otherwise_is_refused() -> None:
     network.text_projection = nn.Linear(WIDTH, WIDTH)
     with pytest.raises(ValueError, match="train it anew"):
         carry_over(network, text, text)
+    grouped = made(UNet, replace(UNET, text_width=32, text_norm="group"))
+    wide = replace(text, tokens=text.tokens.repeat(1, 1, 2))
+    with pytest.raises(ValueError, match="in groups"):
+        carry_over(grouped, wide, wide)
+    with pytest.raises(ValueError, match="width 32 for a network that reads 16"):
+        carry_over(made(UNet, UNET), wide, wide)
+
+
+def test_no_text_still_means_about_the_same() -> None:
+    """Its vector is zero, so only the norms' biases speak for it."""
+    network, text = made(UNet, UNET), embedding(0)
+    nothing = TextEmbedding(torch.zeros(1, 6, WIDTH), torch.arange(6)[None] < 1, "trimmed")
+    before = read(network, nothing, rows=1)
+    carry_over(network, text, replace(text, tokens=text.tokens.flip(-1)))
+    for was, now in zip(before, read(network, nothing, rows=1), strict=True):
+        assert (now - was).norm() < 0.35 * was.norm()

@@ -14,6 +14,7 @@ from benchmarks.quality import binding, judge, report, stored, suite  # noqa: E4
 from benchmarks.quality.chart import apart, chart  # noqa: E402
 from benchmarks.quality.drawing import Setting, expected  # noqa: E402
 from pipelines.evaluation.intervals import Share, clustered_share  # noqa: E402
+from pipelines.evaluation.judge import RULES  # noqa: E402
 
 
 @pytest.fixture
@@ -133,7 +134,8 @@ def test_figures_of_an_earlier_detector_are_marked(pages: Path) -> None:
     report.write()
     assert "earlier detector" not in (pages / "quality.md").read_text()
     result = json.loads((pages / "judge.json").read_text())
-    assert len(result.pop("detector")) == 12
+    digest, rules = result.pop("detector").split(", rules ")
+    assert (len(digest), rules) == (12, str(RULES))
     (pages / "judge.json").write_text(json.dumps(result))
     report.write()
     assert "measured with an earlier detector" in (pages / "quality.md").read_text()
@@ -161,3 +163,5 @@ def test_binding_is_told_of_the_shipped_encoder(pages: Path) -> None:
     assert "| encoding | " in (pages / "quality.md").read_text()
     told = json.loads((pages / "binding.json").read_text())["told"]
     assert told["noun alone"]["colour"] < 0.2, "a colour cannot be told from the noun"
+    assert told["encoding"]["colour"] > 0.9
+    assert told["encoding"]["place"] > told["noun alone"]["place"] + 0.2

@@ -187,6 +187,11 @@ def test_the_loss_falls_and_the_encoder_is_exported(tokenizer: Tokenizer, tmp_pa
     assert found.mask.sum(dim=1).tolist() == [4, 10]
 
 
+def test_lines_shorter_than_the_neighbourhood(tokenizer: Tokenizer) -> None:
+    task = make(tokenizer, max_length=2, batch_size=2)
+    assert all(np.isfinite(task.loss(task.batch(step))[0].item()) for step in range(8))
+
+
 def test_an_encoding_tells_what_belongs_to_its_word(tokenizer: Tokenizer) -> None:
     """Of two nouns and two colours in a caption, each noun's own vector tells which colour is its."""
     task = make(tokenizer)

@@ -105,6 +105,11 @@ def test_a_collection_can_grow(collection: Path) -> None:
     assert (collection / "images-00000.npy").stat().st_mtime_ns == before
 
 
+def test_scenes_of_other_materials_are_not_mixed_in(collection: Path) -> None:
+    with pytest.raises(ValueError, match="of other materials"):
+        render_collection(collection, seed=7, count=15, size=16, workers=1, made=0.8)
+
+
 def test_rendering_leaves_the_threads_as_they_are(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:

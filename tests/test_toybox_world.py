@@ -102,6 +102,15 @@ def test_the_kind_of_a_description() -> None:
     assert sum(KIND_WEIGHTS.values()) == pytest.approx(1)
 
 
+def test_as_many_things_have_a_material_as_is_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    for made, stacked in ((0.0, 0.0), (1.0, 1.0), (None, 0.0)):
+        looks = [look for _ in range(40) for look in sample_description(rng, {"stack": 1}, made=made).looks]
+        assert np.mean([look.material != "plain" for look in looks]) == stacked
+    with pytest.raises(ValueError, match="made 1.5: expected a share"):
+        sample_description(rng, made=1.5)
+
+
 def test_kinds_are_as_frequent_as_their_weights() -> None:
     found = Counter(description.kind for description in descriptions())
     for kind, weight in KIND_WEIGHTS.items():

@@ -9,6 +9,7 @@ from benchmarks.quality.drawing import Setting
 from benchmarks.quality.stored import store
 from cascade.data.toybox import caption, sample_description
 from cascade.data.toybox.description import COLOURS
+from cascade.data.toybox.nouns import NOUNS
 from conditioning.text import TextEncoder
 from weights.hub import EMBEDDED
 
@@ -28,14 +29,15 @@ def measure(setting: Setting) -> None:
         if all(len({getattr(look, name) for look in description.looks}) == len(description.looks) for name in LOOKS):
             said.append((description, caption(description, rng)))
     text = encoder([line for _, line in said])
-    rows, labels = [], []
+    rows, labels, things = [], [], []
     for number, (description, line) in enumerate(said):
         ids = encoder.tokenizer.ids(line)
         for place, look in enumerate(description.looks):
             noun = encoder.tokenizer.ids(look.noun)
             if len(noun) == 1 and ids.count(noun[0]) == 1:  # not a synonym
                 rows.append((number, ids.index(noun[0])))
-                labels.append((list(COLOURS).index(look.colour), place, noun[0]))
+                labels.append((list(COLOURS).index(look.colour), place, list(NOUNS).index(look.noun)))
+                things.append(len(description.looks))
     number, at = torch.tensor(rows).T
     colour, place, noun = torch.tensor(labels).T
     encodings = {"encoding": text.tokens[number, at], "noun alone": torch.nn.functional.one_hot(noun).float()}
@@ -44,7 +46,7 @@ def measure(setting: Setting) -> None:
         "binding",
         {
             "nouns": int((~fitted).sum()),
-            "chance": float(np.mean([1 / len(description.looks) for description, _ in said[FITTED:]])),
+            "chance": float((1 / torch.tensor(things)[~fitted]).mean()),
             "told": {
                 name: {what: told(x, y, fitted) for what, y in (("colour", colour), ("place", place))}
                 for name, x in encodings.items()

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment
+from pipelines.evaluation.detector.network import CONFIG, TENSORS
 from pipelines.evaluation.detector.network import FOLDER as DETECTOR
-from pipelines.evaluation.detector.network import TENSORS
+from pipelines.evaluation.judge import RULES
 
 FOLDER = Path("docs/quality")
 IMAGES = Path("docs/images")
@@ -30,5 +31,6 @@ def load(name: str) -> dict[str, Any] | None:
 
 
 def detector() -> str:
-    """The beginning of the SHA-256 of the detector's weights."""
-    return hashlib.sha256((DETECTOR / TENSORS).read_bytes()).hexdigest()[:12]
+    """The beginning of the SHA-256 of the detector's files, and the version of the rules that it judges by."""
+    files = b"".join((DETECTOR / name).read_bytes() for name in (CONFIG, TENSORS))
+    return f"{hashlib.sha256(files).hexdigest()[:12]}, rules {RULES}"

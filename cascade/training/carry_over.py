@@ -24,35 +24,43 @@ def carry_over(network: DiffusionNetwork, before: TextEmbedding, after: TextEmbe
     same captions by the old and the new encoder, many times D tokens in all.
 
     Returns the share of the old embeddings' variance, normalized as the network does, that the new ones explain
-    linearly. Raises ValueError if they are not of the same tokens and width, or the network reads text in another way
-    than by layer norms and linear maps.
+    linearly. Raises ValueError if they are not of the same tokens, or not of the width that the network reads, or if
+    that reads in another way than by layer norms and linear maps.
     """
     if before.tokens.shape != after.tokens.shape or not torch.equal(before.mask, after.mask):
         raise ValueError(
             f"embeddings of shapes {tuple(before.tokens.shape)} and {tuple(after.tokens.shape)}: expected those of the "
             "same captions by two encoders of one width with the same tokenizer"
         )
-    if network.text_projection is not None or not isinstance(network.text_pool, TextPool):
-        raise ValueError("this network projects its text, or pools it by attention: train it anew on the other encoder")
-    old, new = (layer_norm(e.tokens[e.mask].double(), (e.tokens.shape[-1],)) for e in (before, after))
+    width = before.tokens.shape[-1]
+    if network.text_width != width:
+        raise ValueError(f"embeddings of width {width} for a network that reads {network.text_width or 'no text'}")
+    readers = [module for module in network.modules() if isinstance(module, Attention)]
+    plain = all(isinstance(reader.text_norm, nn.LayerNorm) for reader in readers)
+    if not plain or network.text_projection is not None or not isinstance(network.text_pool, TextPool):
+        raise ValueError(
+            "this network projects its text, pools it by attention or normalizes it in groups, which cannot be carried "
+            "over: train it anew on the other encoder"
+        )
+    old, new = (layer_norm(e.tokens[e.mask].double(), (width,)) for e in (before, after))
     square = new.T @ new
     mapping = torch.linalg.solve(_ridged(square, MAP_RIDGE), new.T @ old).T  # D D: old ~ mapping @ new
-    for module in network.modules():
-        if isinstance(module, Attention) and isinstance(module.text_norm, nn.LayerNorm):
-            module.text_key_value.weight.copy_(_remap(module.text_norm, module.text_key_value.weight, mapping))
+    for reader in readers:
+        assert isinstance(reader.text_norm, nn.LayerNorm), "or it was refused"
+        reader.text_key_value.weight.copy_(_remap(reader.text_norm, reader.text_key_value.weight, mapping))
     pool = network.text_pool
-    heads, width = pool.score.weight.shape
-    readers = torch.cat([pool.score.weight, pool.out.weight.unflatten(1, (heads, width)).flatten(0, 1)])
-    score, out = _remap(pool.norm, readers, mapping).split([heads, len(readers) - heads])
+    heads = len(pool.score.weight)
+    pooling = torch.cat([pool.score.weight, pool.out.weight.unflatten(1, (heads, width)).flatten(0, 1)])
+    score, out = _remap(pool.norm, pooling, mapping).split([heads, len(pooling) - heads])
     pool.score.weight.copy_(score)
     pool.out.weight.copy_(out.unflatten(0, (-1, heads)).flatten(1))
     left = old - new @ mapping.T
-    return 1 - float(left.square().sum() / old.square().sum())
+    return 1 - float(left.square().sum() / (old - old.mean(dim=0)).square().sum())
 
 
 def _remap(norm: nn.LayerNorm, reader: Tensor, mapping: Tensor) -> Tensor:
-    """What reads (K D) the new tokens after the norm, whose gain becomes 1 and whose bias what it was as far as that is
-    small.
+    """What reads (K D) the new tokens after the norm, whose gain becomes 1 and whose bias reads as it did, as
+    nearly as a small one can: by it the network knows no text.
     """
     reader = reader.double()
     remapped = reader @ torch.diag(norm.weight.double()) @ mapping

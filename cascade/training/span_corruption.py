@@ -90,8 +90,8 @@ class SmallT5:
                 raise ValueError(f"{name} is {value}; expected at least 1")
 
     def build(self, vocab_size: int) -> T5ForConditionalGeneration:
-        """Random weights from torch's global generator; but a quarter of the encoder's heads each begin by looking one
-        to the left, one to the right, leftwards and rightwards.
+        """Random weights from torch's global generator; but the encoder's heads begin in turn by looking one to the
+        left, one to the right, leftwards and rightwards.
 
         T5's position biases begin near 0 and go a learning rate a step: in a short run what words are said is learned
         long before, attention settles on it, and the order of the words is never looked at again.
@@ -130,6 +130,7 @@ def _looking_around(distances: int) -> Tensor:
     for side in (0, 1):
         bias[side, :, 2 + side] = away
         bias[1 - side, :, 2 + side] = away - 4.0
+    bias[0, 0] = 0.0  # the token itself, which is neither
     return bias.flatten(0, 1)
 
 
@@ -263,6 +264,8 @@ class SpanCorruption:
         told = self.neighbours(encoded).chunk(len(OFFSETS), dim=-1)
         losses = []
         for offset, telling in zip(OFFSETS, told, strict=True):
+            if abs(offset) >= lines.shape[1]:
+                continue
             here = slice(max(0, -offset), lines.shape[1] - max(0, offset))
             there = slice(max(0, offset), lines.shape[1] - max(0, -offset))
             same = (lines[:, here] == lines[:, there]) & (lines[:, here] > 0)

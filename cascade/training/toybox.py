@@ -132,7 +132,13 @@ def train_text(minutes: float, device: str, runs: Path, shipped: Shipped) -> Non
     loop.run(Budget(minutes=minutes * SHARES["text"]))
     with loop.ema.applied():
         task.export(folder / "export")
-    record(folder, part="text", samples=task.batch_size * loop.progress.steps, progress=loop.progress, device=device)
+    record(
+        folder,
+        part="text",
+        samples=shipped.samples("text") + task.batch_size * loop.progress.steps,
+        progress=loop.progress,
+        device=device,
+    )
 
 
 def retold(count: int) -> list[str]:
@@ -227,17 +233,23 @@ def record(folder: Path, *, part: str, samples: int, progress: Progress, device:
 
 def export(runs: Path, shipped: Shipped) -> None:
     """Put what finished runs made in place of the shipped weights, in bf16; parts without a run stay as they are."""
+    folders = {part: run_folder(runs, part, shipped) for part in PARTS}
+    ended = {part: (folder / "provenance.json").exists() for part, folder in folders.items()}
+    for part, folder in folders.items():
+        if not ended[part] and not shipped.history(part):
+            raise SystemExit(f"{part} has no finished run in {folder} and is not shipped: train it first")
+        if ended["text"] and shipped.manifest and not ended[part] and find_checkpoint(folder) is not None:
+            raise SystemExit(
+                f"the run in {folder} would go on with another text encoder: finish it first, or remove it"
+            )
     provenance, stages, made = {}, {}, []
     encoder, carried = TextEncoder.from_pretrained(text_folder(runs, shipped), max_length=MAX_LENGTH), None
-    if shipped.manifest and (run_folder(runs, "text", shipped) / "provenance.json").exists():
+    if shipped.manifest and ended["text"]:
         before = embed(encoder)
-        encoder = TextEncoder.from_pretrained(run_folder(runs, "text", shipped) / "export", max_length=MAX_LENGTH)
+        encoder = TextEncoder.from_pretrained(folders["text"] / "export", max_length=MAX_LENGTH)
         carried = before, embed(encoder)
-    for part in PARTS:
-        folder, done = run_folder(runs, part, shipped), shipped.history(part)
-        finished = (folder / "provenance.json").exists()
-        if not finished and not done:
-            raise SystemExit(f"{part} has no finished run in {folder} and is not shipped: train it first")
+    for part, folder in folders.items():
+        done, finished = shipped.history(part), ended[part]
         provenance[part] = [*done, json.loads((folder / "provenance.json").read_text())] if finished else done
         if part == "text":
             continue
@@ -255,7 +267,9 @@ def export(runs: Path, shipped: Shipped) -> None:
             load_network(stage, tensors, str(folder))
         if carried is not None:
             explained = carry_over(stage.denoiser.network, *carried)
-            print(f"{part} carried over to the new text encoder, which explains {explained:.0%} of the old one")
+            print(
+                f"{part} carried over to the new text encoder, which explains {explained:.0%} of the old one's variance"
+            )
         stage.config = config
         made.append(stage)
         stages[stage_folder(len(stages), config)] = stage_files(stage, torch.bfloat16)

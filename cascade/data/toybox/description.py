@@ -138,6 +138,8 @@ def sample_description(
     unknown = set(kind_weights) - set(KINDS)
     if unknown:
         raise ValueError(f"scene kinds {sorted(unknown)}: expected among {KINDS}")
+    if made is not None and not 0 <= made <= 1:
+        raise ValueError(f"made {made}: expected a share from 0 to 1")
     weights = np.array(list(kind_weights.values()), dtype=np.float64)
     kind = list(kind_weights)[rng.choice(len(weights), p=weights / weights.sum())]
     while True:

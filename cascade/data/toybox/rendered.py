@@ -14,6 +14,7 @@ from cascade.data.toybox.render import render
 from cascade.data.toybox.scene import sample_scene
 
 SHARD = 1024  # scenes per file
+COMPARED = 20  # scenes of a folder, with those that are wanted
 RENDER_PIXELS = 1 << 20  # rendered at a time
 
 
@@ -61,10 +62,13 @@ def render_collection(
     """
     folder.mkdir(parents=True, exist_ok=True)
     first = shard_files(folder, 0)[1]
-    if first.exists() and first.read_text().partition("\n")[0] != sample_scene(seed, 0, made=made).to_json():
-        raise ValueError(
-            f"{folder} holds scenes of another seed, or of an earlier toybox; remove it, or choose another"
-        )
+    if first.exists():
+        lines = first.read_text().splitlines()[:COMPARED]
+        if lines != [sample_scene(seed, number, made=made).to_json() for number in range(len(lines))]:
+            raise ValueError(
+                f"{folder} holds scenes of another seed, of other materials or of an earlier toybox; remove it, or "
+                "choose another"
+            )
     shards = [
         shard for shard in range(-(-count // SHARD)) if _scenes_there(folder, shard) < min(SHARD, count - shard * SHARD)
     ]

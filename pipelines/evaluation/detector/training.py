@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from cascade.data.toybox.scene import Scene
 from cascade.training.loop import Loop, LoopConfig
+from cascade.training.run import check_same
 from cascade.training.schedule import Budget
 from pipelines.evaluation.detector.augmentation import CROPS, PICTURES, clouds, melt, roughen, spoil
 from pipelines.evaluation.detector.data import (
@@ -225,6 +226,7 @@ def train(
     weights a new run begins with. runs: where what is drawn is kept, and the runs' states. folder: where the detector
     is written.
     """
+    settings = {"loop": {"optimizer": LOOP.optimizer}, "start_from": start_from and str(start_from)}
     taught = read_lessons(lessons)
 
     def pictures(name: str, scenes: Callable[[int], Scene], count: int) -> list[Pictures]:
@@ -247,8 +249,10 @@ def train(
         "material": MaterialTask(detector.material, crops),
         "what-and-where": WhatAndWhereTask(detector.what_and_where, shown),
     }
+    for part in tasks:
+        check_same(settings, runs / part)
     for part, task in tasks.items():
-        loop = Loop(task, LOOP, runs / part)
+        loop = Loop(task, LOOP, runs / part, settings=settings)
         loop.resume()
         loop.run(Budget(minutes=minutes * (MATERIAL_SHARE if part == "material" else 1 - MATERIAL_SHARE)))
         loop.ema.copy_to_model()
