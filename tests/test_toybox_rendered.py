@@ -134,5 +134,5 @@ def test_several_processes_render_what_one_does(tmp_path: Path) -> None:
 
 
 def test_scenes_of_another_world_are_refused(collection: Path) -> None:
-    with pytest.raises(ValueError, match="another seed, or of an earlier toybox"):
+    with pytest.raises(ValueError, match="of another seed, of other materials or of an earlier toybox"):
         render_collection(collection, seed=4, count=1, size=8)

@@ -107,7 +107,7 @@ def test_as_many_things_have_a_material_as_is_asked_for() -> None:
     for made, stacked in ((0.0, 0.0), (1.0, 1.0), (None, 0.0)):
         looks = [look for _ in range(40) for look in sample_description(rng, {"stack": 1}, made=made).looks]
         assert np.mean([look.material != "plain" for look in looks]) == stacked
-    with pytest.raises(ValueError, match="made 1.5: expected a share"):
+    with pytest.raises(ValueError, match=r"made 1\.5: expected a share"):
         sample_description(rng, made=1.5)
 
 
