@@ -176,7 +176,8 @@ def curve_section(stored: dict[str, Any]) -> str:
     lines["two bound"] = _lines(positional, "samples", "bound")["positional"]
     chart(lines, "training samples seen", IMAGES / "learning-curve.svg")
     return (
-        "## Learning curve\n\nThe base at 64 px, from snapshots of its training, run after run.\n\n"
+        "## Learning curve\n\nThe base at 64 px, from snapshots of its training, run after run. Up to 787,000 samples"
+        " it read the prompts through an earlier text encoder, which did not say what belongs together.\n\n"
         "![learning curve](images/learning-curve.svg)"
     )
 
