@@ -55,7 +55,7 @@ class DetectorConfig:
     material_fine: tuple[int, int] = (48, 2)
     material_coarse: tuple[int, int] = (80, 1)
     threshold: float = 0.4
-    clear: float = 0.25  # chosen on generated images labelled by eye, others than those the judge is tried by
+    clear: float = 0.35  # chosen on generated images labelled by eye, others than those the judge is tried by
     nouns: tuple[str, ...] = tuple(NOUNS)
     colours: tuple[str, ...] = tuple(COLOURS)
     materials: tuple[str, ...] = MATERIALS
