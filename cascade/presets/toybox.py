@@ -38,7 +38,7 @@ def toybox_base() -> StageConfig:
 def toybox_sr256() -> StageConfig:
     """The embedded default's 64 -> 256 px super-resolution.
 
-    It predicts x, which its low-resolution image already nearly is. Materials are in the caption alone, so it is guided.
+    It predicts x, which its low-resolution image already nearly is. It is guided: the caption alone tells materials.
     """
     return StageConfig(
         name="sr-256",
