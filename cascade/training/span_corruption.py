@@ -93,8 +93,8 @@ class SmallT5:
         """Random weights from torch's global generator; but the encoder's heads begin in turn by looking one to the
         left, one to the right, leftwards and rightwards.
 
-        T5's position biases begin near 0 and go a learning rate a step: in a short run what words are said is learned
-        long before, attention settles on it, and the order of the words is never looked at again.
+        T5's position biases begin near 0 and go about a learning rate a step, too slowly for a short run: after one of
+        1,400 steps the largest was 0.25, and encodings did not tell the order of the words.
         """
         from transformers.models.t5.configuration_t5 import T5Config
         from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration
@@ -235,9 +235,8 @@ class SpanCorruption:
         with the tied embeddings; and of reading those around it off the same, at OFFSETS. Added; and each beside how
         many targets there were.
 
-        Without the second, words that may stand in each other's place get one vector; without the third, a word's says
-        nothing of the words it belongs to. What the encoder is for, to tell a diffusion model which was said of what,
-        would be lost.
+        Without the second, words that may stand in each other's place get one vector; without the third, nothing asks
+        a word's to say which words it belongs to. The encoder is for telling a diffusion model what was said of what.
         """
         count = float((batch.targets != IGNORED).sum())
         batch = batch.to(self.model.shared.weight.device)
