@@ -28,6 +28,7 @@ from cascade.parameterization import LossWeight
 from cascade.training.diffusion import DiffusionConfig, DiffusionTask
 from cascade.training.ema import EMA
 from cascade.training.loop import Diverged, Loop, LoopConfig
+from cascade.training.muon import orthogonalized
 from cascade.training.optimizers import parameter_groups
 from cascade.training.schedule import Budget
 
@@ -258,3 +259,16 @@ def test_the_rate_of_images_is_that_of_training_alone(tmp_path: Path, monkeypatc
 def test_settings_are_checked(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bf16_is_for_devices_that_compute_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    """Emulated, it takes twenty times as long as float32."""
+    for module in ("loop", "muon"):
+        monkeypatch.setattr(f"cascade.training.{module}.computes_bf16", lambda device_type: native)
+    loop = Loop(task(), replace(LOOP, bf16=True), tmp_path)
+    assert loop.inside(lambda: torch.is_autocast_enabled("cpu")) == native
+    exact = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64))[0].float()
+    rounded = orthogonalized(exact).bfloat16().float()
+    assert torch.equal(rounded, orthogonalized(exact)) == native
+    assert not Loop(task(), replace(LOOP, bf16=False), tmp_path / "off").bf16

@@ -35,6 +35,7 @@ from cascade.training.interruption import SIGNALS, Interrupted, Listening
 from cascade.training.loading import load
 from cascade.training.metrics import Figures, Means, MetricsFile, Reporter, memory_gb, peak_flops, rounded
 from cascade.training.optimizers import OPTIMIZERS, OptimizerName, make_optimizer
+from cascade.training.precision import computes_bf16
 from cascade.training.schedule import Budget, Progress, rate_factor
 
 
@@ -60,7 +61,8 @@ class LoopConfig:
     """How to optimize: by "adamw", "adafactor" (least memory) or "muon" (fewer steps, each a fifth dearer on a CPU).
 
     learning_rate is reached after ``warmup_steps`` and held until the last ``decay`` share of the run's budget, over
-    which it falls linearly to zero. grad_clip bounds the gradient's norm. accumulation: how many parts, one after the
+    which it falls linearly to zero. grad_clip bounds the gradient's norm. bf16: autocast to bfloat16, where the device
+    does not merely emulate it (see cascade.training.precision). accumulation: how many parts, one after the
     other, a process's share of a batch is computed in. parallel: see cascade.training.distributed. workers: processes
     that make batches. report_every: steps between two reports (sample grids, validation); keep: how many checkpoints.
     """
@@ -142,7 +144,8 @@ class Loop:
             checkpoint_activations(self.model)
         if config.compile:
             compile_networks(self.model)
-        self.wrapped = spread(self.model, self.world, config.parallel, bf16=config.bf16)
+        self.bf16 = config.bf16 and computes_bf16(self.device.type)
+        self.wrapped = spread(self.model, self.world, config.parallel, bf16=self.bf16)
         self.optimizer = make_optimizer(
             self.model, config.optimizer, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -220,7 +223,7 @@ class Loop:
 
     def inside(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function that uses the model, wherever its weights are; all processes have to call together."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             found = self.wrapped(function, *args)
         if not torch.is_grad_enabled():
             put_back(self.wrapped)
@@ -306,7 +309,7 @@ class Loop:
             "lr": self.optimizer.param_groups[0]["lr"],
             **means,
         }
-        peak = peak_flops(self.device) if self.config.bf16 else None
+        peak = peak_flops(self.device) if self.bf16 else None
         if self.flops is not None and peak is not None:
             line["mfu"] = self.flops / (seconds_per_step * peak * self.world.size)
         self.tell(line)

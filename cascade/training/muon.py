@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from cascade.training.distributed import full, like
+from cascade.training.precision import computes_bf16
 
 # Jordan et al.: a quintic whose iterates bring every singular value near 1, as steeply at 0 as it can.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest matrix with singular values near 1 (0.7 to 1.2), by Newton-Schulz iterations in bf16; R C -> R C."""
+    """The nearest matrix with singular values near 1 (0.7 to 1.2), by Newton-Schulz iterations; R C -> R C.
+
+    In bf16, which is enough, where the device computes in it.
+    """
     a, b, c = QUINTIC
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if computes_bf16(matrix.device.type) else matrix.float()
     if tall := x.shape[0] > x.shape[1]:
         x = x.T
     x = x / (x.norm() + 1e-7)

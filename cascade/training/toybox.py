@@ -59,7 +59,7 @@ from weights.store import read_manifest, save_cascade
 CONFIGS = Path(__file__).parent / "configs"
 PARTS = ("text", "base-64", "sr-256")
 SHARES = {"text": 0.05, "base-64": 0.65, "sr-256": 0.30}  # of the minutes
-SCENES = {"base-64": 40_960, "sr-256": 4096}  # rendered for a run
+SCENES = {"base-64": 20_480, "sr-256": 4096}  # rendered for a run
 MADE = {"sr-256": 0.8}  # how often a thing has a material: all else is settled at 64 px
 MAX_LENGTH = 40  # tokens of a prompt
 FITTED = 6000  # captions by which stages are carried over to a new text encoder
