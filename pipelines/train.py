@@ -58,7 +58,9 @@ def carry_out(settings: "TrainConfig", output: Path, device: str | None, accept_
     except Interrupted as stop:
         if run.world.main:
             print(f"\n{stop.message}", file=sys.stderr)
+        run.world.leave()  # all were interrupted together
         raise
+    run.world.leave()
     if not run.world.main:
         return
     print(f"{output}: {progress.batch} steps of {settings.diffusion.batch_size} images")

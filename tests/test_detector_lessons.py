@@ -19,6 +19,7 @@ from cascade.data.toybox.scene import arrange  # noqa: E402
 from pipelines.evaluation.detector.data import FIELDS, heart, to_bytes  # noqa: E402
 from pipelines.evaluation.detector.lessons import LABELS, SHEET, read_lessons, write_lessons  # noqa: E402
 from pipelines.evaluation.detector.network import SEEN, SIZE  # noqa: E402
+from pipelines.evaluation.suite import TOYBOX, read_suite  # noqa: E402
 
 THING = [3, 1, 0.1, 0.0, -0.2, 0.05, 0.3, 0.4]
 
@@ -75,6 +76,36 @@ def test_teaching_notes_what_stands_where(tmp_path: Path, monkeypatch: pytest.Mo
     with Image.open(tmp_path / "lessons" / SHEET) as sheet:
         assert sheet.height == SEEN
 
-    eye.write_text(json.dumps({"file": "a.png", "prompt": "a pink tree to the left of a green rabbit", "right": True}))
-    with pytest.raises(SystemExit, match="one kind of thing"):
+    eye.write_text(json.dumps({"file": "a.png", "prompt": "a lion", "right": True}))
+    with pytest.raises(SystemExit, match="a prompt of the toybox suite"):
+        lessons.teach(eye)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a yellow car in front of a black ball",
+        "a pink cup on top of a green windmill",
+        "a blue bottle to the left of a blue tree",
+        "a turquoise ball on top of an orange lamp on top of a red train",
+    ],
+)
+def test_of_different_things_each_is_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str) -> None:
+    monkeypatch.setattr(lessons, "LESSONS", tmp_path / "lessons")
+    asked = next(each.expected for each in read_suite(TOYBOX) if each.prompt == prompt)
+    assert asked is not None
+    scene = arrange(asked, np.random.default_rng(1))
+    Image.fromarray(to_bytes(render([scene], SIZE))[0].transpose(1, 2, 0)).save(tmp_path / "a.png")
+    right = [k == 1 for k in range(len(asked.looks))]
+    eye = tmp_path / "labels.jsonl"
+    eye.write_text(json.dumps({"file": "a.png", "prompt": prompt, "right": right}))
+    lessons.teach(eye)
+    things = read_lessons(tmp_path / "lessons").things[0, : len(right)]
+    assert things[:, FIELDS.index("form")].tolist() == right
+    good = scene.things[1]
+    assert things[1, :2].tolist() == [list(NOUNS).index(good.look.noun), list(COLOURS).index(good.look.colour)]
+    assert things[1, FIELDS.index("right") :][:2] == pytest.approx(heart(good), abs=0.08)
+
+    eye.write_text(json.dumps({"file": "a.png", "prompt": prompt, "right": False}))
+    with pytest.raises(SystemExit, match="one for each thing"):
         lessons.teach(eye)

@@ -114,9 +114,11 @@ def test_labels_that_are_missing_are_named(pages: Path, monkeypatch: pytest.Monk
 
 
 def store_judge() -> None:
-    """20 images, of which two are called right and are not, one wrong and is right."""
-    rows = [(True, True)] * 12 + [(False, False)] * 5 + [(False, True)] * 2 + [(True, False)]
-    stored.store("judge", {"rows": [{"file": "", "by_eye": eye, "by_detector": found} for eye, found in rows]})
+    """20 images, of which two are called right and are not, one wrong and is right; in one the eyes differ."""
+    seen = [(True, True)] * 12 + [(False, False)] * 5 + [(False, True)] * 2 + [(True, False)]
+    rows = [{"file": "", "eyes": [eye, eye], "by_eye": eye, "by_detector": found} for eye, found in seen]
+    rows[0]["eyes"] = [True, False]
+    stored.store("judge", {"rows": rows})
 
 
 def test_agreement_and_both_kinds_of_error(pages: Path) -> None:
@@ -124,6 +126,7 @@ def test_agreement_and_both_kinds_of_error(pages: Path) -> None:
     report.write()
     page = (pages / "quality.md").read_text()
     assert "20 generated images" in page
+    assert "they agree on 95.0% [" in page
     assert "agrees on 85.0% [" in page
     assert "10.0% [" in page.split("agrees on")[1].split("called right and are not")[0]
     assert "5.0% [" in page.split("called right and are not")[1].split("called wrong")[0]

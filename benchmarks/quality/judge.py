@@ -25,5 +25,7 @@ def measure() -> None:
     for record in records:
         expected = Description.from_json(json.dumps(record["expected"]))
         verdict = verdicts(detector, read_images([LABELLED / record["file"]]), expected)[0]
-        rows.append({"file": record["file"], "by_eye": record["right"], "by_detector": verdict.right})
+        rows.append(
+            {"file": record["file"], "eyes": record["eyes"], "by_eye": record["right"], "by_detector": verdict.right}
+        )
     store("judge", {"rows": rows})

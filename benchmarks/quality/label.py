@@ -1,4 +1,11 @@
-"""Images to label by eye: drawn once, each with the scene it should show, before any judge sees them."""
+"""Images to label by eye: drawn once, each with the scene it should show, before any judge sees them.
+
+Right is what a stranger would call so who sees the image for a second and is asked what stands there: each thing asked
+for, named with noun and colour, and nothing else; as many, of the sizes and materials and where the prompt says. A toy
+may be wavy or lack a detail. It must not need the prompt to be recognized, nor flow into its neighbour.
+
+Two people label on their own ("eyes"); where they differ they look again, and settle on "right".
+"""
 
 import json
 from dataclasses import asdict, replace
@@ -21,7 +28,7 @@ COLUMNS, ROWS, CAPTION = 5, 5, 34  # of a sheet; the height of a caption in px
 def prepare(setting: Setting) -> None:
     """Draw an image of each prompt into docs/quality/labelled, and sheets of them into runs/quality/labelling.
 
-    labels.jsonl then waits for "right": true or false in the place of every null.
+    labels.jsonl then waits for true or false in the place of every null.
     """
     labels = LABELLED / LABELS
     if labels.exists():
@@ -33,7 +40,13 @@ def prepare(setting: Setting) -> None:
         images += from_tensor(own, "pil")
         name = f"{number:03d}.jpg"
         images[-1].save(LABELLED / name, quality=92)
-        record = {"file": name, "prompt": prompt.prompt, "expected": asdict(expected(prompt)), "right": None}
+        record = {
+            "file": name,
+            "prompt": prompt.prompt,
+            "expected": asdict(expected(prompt)),
+            "eyes": [None, None],
+            "right": None,
+        }
         lines.append(json.dumps(record))
     labels.write_text("\n".join(lines) + "\n")
     draw_sheets(prompts, images)

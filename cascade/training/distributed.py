@@ -66,6 +66,16 @@ class World:
 
             PartialState().wait_for_everyone()  # torch's barrier, told the device as NCCL wants it
 
+    def leave(self) -> None:
+        """End the connection once all have come here: a process that exits with it open may be aborted by its threads
+        (seen with gloo).
+        """
+        if self.size > 1:
+            from accelerate import PartialState
+
+            self.barrier()
+            PartialState().destroy_process_group()
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.size > 1:

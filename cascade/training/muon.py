@@ -14,6 +14,7 @@ from cascade.training.precision import computes_bf16
 
 # Jordan et al.: a quintic whose iterates bring every singular value near 1, as steeply at 0 as it can.
 QUINTIC = (3.4445, -4.7750, 2.0315)
+EPS = 1e-12  # of AdamW: a diffusion loss's gradients of gains and biases can be far below the usual 1e-8
 
 
 def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
@@ -47,7 +48,7 @@ class Muon(torch.optim.Optimizer):
         *,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
+        eps: float = EPS,
     ) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "matrices": False})
         self.momentum, self.betas, self.eps = momentum, betas, eps

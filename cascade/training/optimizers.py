@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cascade.training.adafactor import Adafactor
-from cascade.training.muon import Muon
+from cascade.training.muon import EPS, Muon
 
 OptimizerName = Literal["adamw", "adafactor", "muon"]
 OPTIMIZERS = get_args(OptimizerName)
@@ -24,7 +24,7 @@ def make_optimizer(
     groups = parameter_groups(model, weight_decay)
     if name == "adafactor":
         return Adafactor(groups, lr)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=EPS, fused=True)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -1,8 +1,9 @@
 """Lessons: generated pictures of which people said whether every toy in them is one, at a glance.
 
 No corruption of true renders fails as a generator does. The pictures lie in one sheet of SEEN px squares, COLUMNS in a
-row; beside it a line of JSON for each, in the order of reading: its prompt, whether it is right, and its things, as far
-as the detector of that time saw them (FIELDS but the form; noun and colour are the prompt's where it is right).
+row; beside it a line of JSON for each, in the order of reading: its prompt, whether it is right (or which of its things
+are, as a list), and its things, as far as the detector of that time saw them (FIELDS but the form; noun and colour are
+the prompt's where a thing is right).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ COLUMNS = 25
 
 
 def read_lessons(folder: Path) -> Pictures:
-    """The lessons in a folder: the form of a thing is 1 where its picture is right, else 0."""
+    """The lessons in a folder: the form of a thing is 1 where it, or its whole picture, is right, else 0."""
     labels = [json.loads(line) for line in (folder / LABELS).read_text(encoding="utf-8").splitlines()]
     sheet = np.asarray(Image.open(folder / SHEET).convert("RGB"))
     rows = -(-len(labels) // COLUMNS)
@@ -34,8 +35,9 @@ def read_lessons(folder: Path) -> Pictures:
     pixels = sheet.reshape(rows, SEEN, COLUMNS, SEEN, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, SEEN, SEEN)
     things = np.full((len(labels), max(COUNTS.values()), len(FIELDS)), np.nan, np.float32)
     for row, label in zip(things, labels, strict=True):
-        for thing, seen in zip(row, label["things"], strict=False):
-            thing[:] = (*seen, float(label["right"]))
+        right = label["right"] if isinstance(label["right"], list) else [label["right"]] * len(label["things"])
+        for thing, seen, whole in zip(row, label["things"], right, strict=False):
+            thing[:] = (*seen, float(whole))
     return Pictures(np.ascontiguousarray(pixels[: len(labels)]), things)
 
 
