@@ -280,7 +280,7 @@ def test_a_loaded_stage_denoises_the_same(saved: tuple[Path, list[Stage]]) -> No
         for stage in (load_stage(folder, "stage-0-base-8"), stages[0])
     )
     assert wanted.std() > 0
-    assert torch.equal(found, wanted)
+    torch.testing.assert_close(found, wanted)  # to rounding: where weights lie in memory can decide how sums are made
 
 
 def test_a_dtype_is_rounded_to_once(saved: tuple[Path, list[Stage]], tmp_path: Path) -> None:

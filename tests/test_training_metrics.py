@@ -105,6 +105,7 @@ def test_gpus_are_told_apart(monkeypatch: pytest.MonkeyPatch, name: str, flops: 
 
 def test_the_share_of_the_hardwares_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.training.loop.peak_flops", lambda device: 1e9)
+    monkeypatch.setattr("cascade.training.loop.computes_bf16", lambda device_type: True)
     Loop(task(), replace(LOOP, bf16=True), tmp_path, flops=2e6).run(Budget(steps=2))
     for line in log(tmp_path):
         assert line["mfu"] == pytest.approx(2e6 / (1e9 * line["seconds_per_step"]), rel=1e-4)
