@@ -28,7 +28,7 @@ from pipelines.evaluation.detector.data import (
 )
 from pipelines.evaluation.detector.misshapen import known, misshape
 from pipelines.evaluation.detector.network import CROP, GRID, HEADS, SEEN, Detector, DetectorConfig, hearts
-from pipelines.evaluation.detector.training import MaterialTask, Targets, WhatAndWhereTask, choose_threshold
+from pipelines.evaluation.detector.training import MaterialTask, Targets, WhatAndWhereTask, choose_threshold, train
 
 
 def test_hearts_lie_in_their_things():
@@ -209,3 +209,19 @@ def test_the_first_picture_is_of_the_bare_ground():
     pictures = draw_pictures(lambda index: sample_scene(1, index, {"stack": 1.0}), 0, 2)
     assert np.isnan(pictures.things[0]).all()
     assert (~np.isnan(pictures.things[1, :, 0])).sum() == 3
+
+
+def test_one_part_is_trained_on_and_the_other_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.evaluation.detector.data.SHARD", 32)
+    small = Detector(DetectorConfig(fine=(16, 1), coarse=(16, 1), material_fine=(16, 1), material_coarse=(16, 1)))
+    monkeypatch.setattr("pipelines.evaluation.detector.training.DetectorConfig", lambda: small.config)
+    small.save_pretrained(tmp_path / "before")
+    options = {"shards": 1, "crowds": 0, "seats": 0, "misshapen": 1, "runs": tmp_path / "runs"}
+    with pytest.raises(ValueError, match="start_from"):
+        train(0.01, only="what-and-where", **options)
+    folder = tmp_path / "after"
+    train(0.01, start_from=tmp_path / "before", only="what-and-where", folder=folder, **options)
+    before, after = (Detector.from_pretrained(path).state_dict() for path in (tmp_path / "before", folder))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"what_and_where"}
+    assert not (tmp_path / "runs" / "crops").exists()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ LOOP = LoopConfig(
     optimizer="muon", learning_rate=2e-3, warmup_steps=100, decay=0.5, ema_decay=0.998, checkpoint_minutes=2.0
 )
 LESSONS = Path("docs/quality/lessons")
-LESSON_TIMES = 16  # lessons are few, and shown as often as this many shards
+LESSON_SHARE = 0.25  # of the pictures shown: lessons are few
 MATERIAL_SHARE = 0.14  # of the training time
 NEAR = 1.5  # cells about a heart that learn to describe its thing
 
@@ -215,6 +216,7 @@ def train(
     misshapen: int = 6,
     lessons: Path = LESSONS,
     start_from: Path | None = None,
+    only: Literal["material", "what-and-where"] | None = None,
     runs: Path = Path("runs/detector"),
     folder: Path = FOLDER,
 ) -> None:
@@ -223,9 +225,11 @@ def train(
     minutes: training time in all, those of earlier runs included; drawing comes on top. shards: of 1024 pictures and
     as many crops. crowds, seats, misshapen: of 1024 pictures of things on and behind each other, of chairs that carry
     something, of misshapen things. lessons: generated pictures judged by eye (lessons.py). start_from: a detector whose
-    weights a new run begins with. runs: where what is drawn is kept, and the runs' states. folder: where the detector
-    is written.
+    weights a new run begins with. only: the part that is trained, in its share of the minutes; the other one stays as
+    it is in start_from. runs: where what is drawn is kept, and the runs' states. folder: where the detector is written.
     """
+    if only is not None and start_from is None:
+        raise ValueError(f"only the {only} part: say with start_from which detector's other part goes with it")
     settings = {"loop": {"optimizer": LOOP.optimizer}, "start_from": start_from and str(start_from)}
     taught = read_lessons(lessons)
 
@@ -234,8 +238,10 @@ def train(
 
     shown = pictures("pictures", usual, shards) + pictures("seated", seated, seats)
     shown += [shard(runs / "misshapen", number, draw_misshapen, Pictures) for number in range(misshapen)]
-    shown = 2 * shown + pictures("crowded", crowded, crowds) + LESSON_TIMES * [taught]
-    crops = [shard(runs / "crops", number, partial(draw_crops, TRAINING_SEED), Crops) for number in range(shards)]
+    shown = 2 * shown + pictures("crowded", crowded, crowds)
+    shown += round(len(shown) * LESSON_SHARE / (1 - LESSON_SHARE)) * [taught]
+    draw = partial(draw_crops, TRAINING_SEED)
+    crops = [shard(runs / "crops", number, draw, Crops) for number in range(shards * (only != "what-and-where"))]
     if stale := {source.things.shape[-1] for source in shown} - {len(FIELDS)}:
         raise ValueError(
             f"pictures in {runs} tell {stale} things of a toy, not {len(FIELDS)}: delete them, or give other runs"
@@ -249,6 +255,7 @@ def train(
         "material": MaterialTask(detector.material, crops),
         "what-and-where": WhatAndWhereTask(detector.what_and_where, shown),
     }
+    tasks = {part: task for part, task in tasks.items() if only in (None, part)}
     for part in tasks:
         check_same(settings, runs / part)
     for part, task in tasks.items():
