@@ -68,7 +68,8 @@ def _in_one(rank: int, count: int, port: int, errors: Any, function: Callable[..
             world, device = World.join("cpu" if torch.accelerator.is_available() else None)
             assert (world, device) == (World(rank, count), torch.device("cpu"))
             function(world, *args)
-            torch.distributed.destroy_process_group()
+            world.leave()
+            assert not torch.distributed.is_initialized()
     except BaseException:
         errors.put(traceback.format_exc())
         raise SystemExit(1) from None

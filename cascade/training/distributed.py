@@ -68,7 +68,7 @@ class World:
 
     def leave(self) -> None:
         """End the connection once all have come here: a process that exits with it open may be aborted by its threads
-        (seen with gloo).
+        (pytorch/pytorch#190489).
         """
         if self.size > 1:
             from accelerate import PartialState
