@@ -30,9 +30,10 @@ from cascade.training.loop import Loop
 from cascade.training.schedule import Budget
 
 SETTINGS = replace(LOOP, learning_rate=3e-3)
-# Two levels, so that there is something of everything; odd widths do not divide evenly among processes.
-WIDER = replace(BASE, network=UNetConfig(32, (1, 3), (1, 1), (1,), 33, head_channels=32, text_width=8))
-EFFICIENT = replace(SR, network=EfficientUNetConfig(32, (1, 2), (1, 1), 33, heads=2, text_width=8))
+# Two levels, so that there is something of everything; odd widths do not divide evenly among processes. Norms take
+# several channels: those of single ones take out the bias before them, whose gradient is then all rounding.
+WIDER = replace(BASE, network=UNetConfig(32, (1, 3), (1, 1), (1,), 33, head_channels=32, text_width=8, groups=8))
+EFFICIENT = replace(SR, network=EfficientUNetConfig(32, (1, 2), (1, 1), 33, heads=2, text_width=8, groups=8))
 
 
 def in_processes(count: int, function: Callable[..., None], *args: Any) -> None:

@@ -14,7 +14,8 @@ from cascade.training.precision import computes_bf16
 
 # Jordan et al.: a quintic whose iterates bring every singular value near 1, as steeply at 0 as it can.
 QUINTIC = (3.4445, -4.7750, 2.0315)
-EPS = 1e-12  # of AdamW: a diffusion loss's gradients of gains and biases can be far below the usual 1e-8
+# Of AdamW, as in simple diffusion: where much weighs little in the loss, gradients of gains and biases are below 1e-8.
+EPS = 1e-12
 
 
 def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
