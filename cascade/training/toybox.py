@@ -117,7 +117,7 @@ def run_folder(runs: Path, part: str, shipped: Shipped) -> Path:
 
 
 def train_text(minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
-    folder = run_folder(runs, "text", shipped)
+    folder, commit = run_folder(runs, "text", shipped), present_commit()
     folder.mkdir(parents=True, exist_ok=True)
     run = text_config()
     captions = retold(run.captions)
@@ -138,6 +138,7 @@ def train_text(minutes: float, device: str, runs: Path, shipped: Shipped) -> Non
         samples=shipped.samples("text") + task.batch_size * loop.progress.steps,
         progress=loop.progress,
         device=device,
+        commit=commit,
     )
 
 
@@ -168,7 +169,7 @@ def scenes_seed(part: str, samples: int) -> int:
 
 
 def train_stage(part: str, minutes: float, device: str, runs: Path, shipped: Shipped) -> None:
-    before = shipped.samples(part)
+    before, commit = shipped.samples(part), present_commit()
     seed = scenes_seed(part, before)
     scenes = runs / f"scenes-{part}-from-{before}"
     known = {
@@ -197,7 +198,8 @@ def train_stage(part: str, minutes: float, device: str, runs: Path, shipped: Shi
         run.loop.resume()
         run.loop.run(config.budget, report)
         progress = run.loop.progress
-        record(folder, part=part, samples=seen(progress), progress=progress, device=device, **report(progress))
+        figures = report(progress)
+        record(folder, part=part, samples=seen(progress), progress=progress, device=device, commit=commit, **figures)
 
 
 def save_snapshot(stage: Stage, path: Path) -> None:
@@ -208,13 +210,20 @@ def save_snapshot(stage: Stage, path: Path) -> None:
     fresh.rename(path)
 
 
-def record(folder: Path, *, part: str, samples: int, progress: Progress, device: str, **figures: float) -> None:
-    """Write what made this run's weights beside them."""
-    commit = subprocess.run(
+def present_commit() -> str:
+    """Of this code, to ask before a run: what is committed meanwhile did not make its weights."""
+    found = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
         text=True,
     )
+    return found.stdout.strip() or "unknown"
+
+
+def record(
+    folder: Path, *, part: str, samples: int, progress: Progress, device: str, commit: str, **figures: float
+) -> None:
+    """Write what made this run's weights beside them."""
     hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{os.cpu_count()} CPU cores"
     entry = {
         "date": date.today().isoformat(),
@@ -225,7 +234,7 @@ def record(folder: Path, *, part: str, samples: int, progress: Progress, device:
         "hardware": hardware,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "git_commit": commit.stdout.strip() or "unknown",
+        "git_commit": commit,
         **{name: float(f"{value:.5g}") for name, value in figures.items()},
     }
     (folder / "provenance.json").write_text(json.dumps(entry, indent=2) + "\n")
