@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cascade import Pipeline
 from cascade.data.toybox import Description
+from cascade.training.precision import computes_bf16
 from conditioning.lowres import upsample
 from pipelines.batch import generate_batch, read_run
 from pipelines.evaluation.detector import Detector
@@ -26,18 +27,20 @@ JUDGED = 256  # px
 class Setting:
     """What is measured, and how.
 
-    model: a folder; the embedded default if left out. dtype, device: what the networks compute in, and where.
+    model: a folder; the embedded default if left out. dtype, device: what the networks compute in, and where; bfloat16
+    if left out, or float32 where that is merely emulated.
     prompts: how many of each of the suite's categories, evenly spaced; all with None. images: of each prompt.
     """
 
     model: str | None = None
-    dtype: str = "bfloat16"
+    dtype: str | None = None
     device: str = "cpu"
     prompts: int | None = 25
     images: int = 4
 
     def pipeline(self) -> Pipeline:
-        pipe = Pipeline.from_pretrained(self.model, dtype=getattr(torch, self.dtype)).to(self.device)
+        own = "bfloat16" if computes_bf16(torch.device(self.device).type) else "float32"
+        pipe = Pipeline.from_pretrained(self.model, dtype=getattr(torch, self.dtype or own)).to(self.device)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -51,12 +54,15 @@ class Setting:
         return chosen
 
 
-def draw(pipe: Pipeline, prompts: Sequence[Prompt], each: int, **options: Any) -> Iterator[Tensor]:
-    """`each` images of every prompt, N 3 H W in [-1, 1] at a time; image k of all has seed k, whatever the options."""
+def draw(
+    pipe: Pipeline, prompts: Sequence[Prompt], each: int, *, first_seed: int = 0, **options: Any
+) -> Iterator[Tensor]:
+    """`each` images of every prompt, N 3 H W in [-1, 1] at a time; image k of all has seed first_seed + k, whatever the
+    options."""
     at_once = max(1, BATCH // each)
     for start in range(0, len(prompts), at_once):
         some = [prompt.prompt for prompt in prompts[start : start + at_once]]
-        out = pipe(some, num_images_per_prompt=each, seed=start * each, output_type="pt", **options)
+        out = pipe(some, num_images_per_prompt=each, seed=first_seed + start * each, output_type="pt", **options)
         yield from out.images.float().mul(2).sub(1).unflatten(0, (-1, each))
 
 
