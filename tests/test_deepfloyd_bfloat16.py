@@ -15,9 +15,11 @@ from test_deepfloyd_pipelines import PROMPTS, last_of_each_stage, same_noise
 
 from cascade import Pipeline
 from cascade.denoiser import Condition
+from cascade.training.precision import computes_bf16
 from conditioning.text import TextEmbedding, TextEncoder
 
 pytestmark = [
+    pytest.mark.skipif(not computes_bf16("cpu"), reason="this CPU emulates bfloat16, which takes minutes"),
     pytest.mark.filterwarnings("ignore:these weights are under"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # diffusers' and transformers' own
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

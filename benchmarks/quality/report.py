@@ -242,10 +242,10 @@ def judge_section(stored: dict[str, Any]) -> str:
         f" {of(False, True)} are called right and are not, {of(True, False)} are called wrong and are right. The goal"
         " is 92%, and at most 4% called right that are not.\n\nWhat limits it: a toy may be half there, and where it"
         " ends to be one the eye itself wavers. Besides true and misshapen renders, the detector learned from other"
-        " generated images judged by eye (docs/quality/lessons), of the suite as drawn after 172,000, 455,000 and"
-        " 671,000 samples: of these it says in part what the eye said, and of a model that fails in other ways it may"
-        " be a worse judge. And it must not be so strict that true toys fail: small ones, of which least is seen, do"
-        " first."
+        " generated images judged by eye (docs/quality/lessons), of the suite as drawn after 172,000, 455,000, 671,000"
+        " and 897,000 samples, with other seeds: of these it says in part what the eye said, and of a model that fails"
+        " in other ways it may be a worse judge. And it must not be so strict that true toys fail: small ones, of which"
+        " least is seen, do first."
     )
 
 
