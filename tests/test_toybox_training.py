@@ -82,7 +82,7 @@ def test_weights_are_made_exported_and_continued(small, tmp_path):
     moved = load_file(weights / "stage-0-base-64" / "model.safetensors")
     assert any(not torch.equal(moved[name], base[name]) for name in base)
 
-    toybox.train(0.3, only="text", runs=runs, weights=weights)
+    toybox.train(2.0, only="text", runs=runs, weights=weights)
     toybox.train(1, only="export", runs=runs, weights=weights)
     third = json.loads((weights / "cascade.json").read_text())
     assert [len(third["provenance"][part]) for part in toybox.PARTS] == [2, 2, 2]

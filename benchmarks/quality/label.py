@@ -4,7 +4,7 @@ Right is what a stranger would call so who sees the image for a second and is as
 for, named with noun and colour, and nothing else; as many, of the sizes and materials and where the prompt says. A toy
 may be wavy or lack a detail. It must not need the prompt to be recognized, nor flow into its neighbour.
 
-Two people label on their own ("eyes"); where they differ they look again, and settle on "right".
+Two label on their own ("eyes"); "right" is what both call so.
 """
 
 import json

@@ -237,7 +237,7 @@ def judge_section(stored: dict[str, Any]) -> str:
     return (
         f"## Can the judge be trusted?\n\n{len(rows)} generated images were labelled by eye before any detector saw"
         " them (docs/quality/labelled); nothing was trained on them or chosen by them. Two labelled them, each alone:"
-        f" they agree on {eyes}, and settled the rest together. With what they settled on, the judge agrees on"
+        f" they agree on {eyes}, and right is what both call so. With that the judge agrees on"
         f" {agreed}; of all,"
         f" {of(False, True)} are called right and are not, {of(True, False)} are called wrong and are right. The goal"
         " is 92%, and at most 4% called right that are not.\n\nWhat limits it: a toy may be half there, and where it"
