@@ -45,7 +45,7 @@ def test_the_guide(text_encoder: TextEncoder, tmp_path: Path, monkeypatch: pytes
         assert published in text
         text = text.replace(published, small)
     if not computes_bf16("cpu"):
-        text = text.replace("bfloat16", "float32")  # emulated, it takes a quarter of an hour
+        text = text.replace("bfloat16", "float32")  # emulated, it takes many minutes
     names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(text):
         if block.language == "python":

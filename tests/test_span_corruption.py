@@ -201,9 +201,8 @@ def test_an_encoding_tells_what_belongs_to_its_word(tokenizer: Tokenizer) -> Non
         encoded = task.model.encoder(input_ids=ids).last_hidden_state
         told = task.neighbours(encoded).unflatten(2, (len(OFFSETS), -1)) @ task.model.shared.weight.T
     for noun in (2, 8):
-        assert (
-            told[:, noun, OFFSETS.index(-1)].argmax(dim=1) == ids[:, noun - 1]
-        ).float().mean() > 0.85  # a guess: 0.4
+        found = told[:, noun, OFFSETS.index(-1)].argmax(dim=1)
+        assert (found == ids[:, noun - 1]).float().mean() > 0.85  # a guess among the colours: half of them at best
 
 
 def test_the_encoder_keeps_words_apart(tokenizer: Tokenizer) -> None:

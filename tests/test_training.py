@@ -263,7 +263,7 @@ def test_settings_are_checked(make: Any, message: str) -> None:
 
 @pytest.mark.parametrize("native", [False, True])
 def test_bf16_is_for_devices_that_compute_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
-    """Emulated, it takes twenty times as long as float32."""
+    """Emulated, it is far slower than float32."""
     for module in ("loop", "muon"):
         monkeypatch.setattr(f"cascade.training.{module}.computes_bf16", lambda device_type: native)
     loop = Loop(task(), replace(LOOP, bf16=True), tmp_path)

@@ -16,10 +16,10 @@ def measure() -> None:
     if not labels.is_file():
         raise SystemExit(f"no {labels}: draw images to label with `python -m benchmarks.quality label`")
     records = [json.loads(line) for line in labels.read_text().splitlines()]
-    unlabelled = [record["file"] for record in records if record["right"] is None]
+    unlabelled = [record["file"] for record in records if record["right"] is None or None in record["eyes"]]
     if unlabelled:
         raise SystemExit(
-            f'{len(unlabelled)} images have no label in {labels}, the first {unlabelled[0]}: write "right"'
+            f'{len(unlabelled)} images have no label in {labels}, the first {unlabelled[0]}: write "eyes" and "right"'
         )
     detector, rows = Detector.from_pretrained(), []
     for record in records:

@@ -44,6 +44,8 @@ def teach(eye: Path) -> None:
             right = [True] * len(asked.looks) if right is True else right
             if not isinstance(right, list) or len(right) != len(asked.looks):
                 raise SystemExit(f"{record['file']}: right is {right}; expected true, or one for each thing asked for")
+        elif not isinstance(right, bool):
+            raise SystemExit(f"{record['file']}: right is {right}; expected true or false for things of one kind")
         picture = F.avg_pool2d(read_images([eye.parent / record["file"]]), SIZE // SEEN)
         things = seen(detector, picture)
         if asked.relation is not None:

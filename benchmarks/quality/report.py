@@ -28,11 +28,14 @@ def write() -> None:
         stored = load(name)
         if stored is not None:
             provenance = " · ".join(stored["environment"].splitlines())
-            earlier = "" if stored.get("detector") == present else ", measured with an earlier detector"
+            same = name in UNJUDGED or stored.get("detector") == present
+            earlier = "" if same else ", measured with an earlier detector"
             sections += [section(stored), f"`{stored['command']}`{earlier}; {provenance}"]
     PAGE.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     print(f"wrote {PAGE}")
 
+
+UNJUDGED = ("binding", "training")  # no detector had a part in these
 
 INTRODUCTION = """# How good is the embedded default?
 
@@ -88,7 +91,7 @@ def suite_section(stored: dict[str, Any]) -> str:
     _failures(rows)
     return "\n\n".join(
         [
-            f"## The toybox suite\n\n{len(rows)} prompts, {stored['images_per_prompt']} images each, 256 px. The"
+            f"## The toybox suite\n\n{len(rows)} prompts, {stored['images_per_prompt']} image(s) each, 256 px. The"
             " control judges the same images against another prompt of their category.",
             table(("category", "prompts", "right", "control"), per_category),
             table(("", "share"), [row for row in goals if row[1] is not None]),

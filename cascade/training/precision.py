@@ -9,8 +9,8 @@ import torch
 def computes_bf16(device_type: str) -> bool:
     """Whether "cpu" or "cuda" multiplies bfloat16 matrices itself.
 
-    A CPU without AVX-512 (or ARM's like) emulates it: the embedded default's base then trains at a twentieth of its
-    rate in float32. So do GPUs before Ampere.
+    A CPU without AVX-512 (or ARM's like) emulates it, far more slowly than it computes in float32; so do GPUs before
+    Ampere.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
