@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,12 @@ def test_the_shipped_lessons_are_whole() -> None:
 def test_teaching_notes_what_stands_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Renders taken for generated images: their hearts are found, and nouns and colours are the prompt's."""
     monkeypatch.setattr(lessons, "LESSONS", tmp_path / "lessons")
-    scene = arrange(Description((Look("cup", "green"),)), np.random.default_rng(0))
+    asked = Description((Look("cup", "green"),))
+    scene = arrange(asked, np.random.default_rng(0))
     picture = to_bytes(render([scene], SIZE))[0].transpose(1, 2, 0)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    lines = [{"file": "a.png", "prompt": "a large green cup", "right": right} for right in (True, False)]
+    record = {"file": "a.png", "prompt": "a green cup", "expected": asdict(asked)}
+    lines = [record | {"right": right} for right in (True, False)]
     eye = tmp_path / "labels.jsonl"
     eye.write_text("".join(json.dumps(line) + "\n" for line in lines))
     lessons.teach(eye)
@@ -76,8 +79,8 @@ def test_teaching_notes_what_stands_where(tmp_path: Path, monkeypatch: pytest.Mo
     with Image.open(tmp_path / "lessons" / SHEET) as sheet:
         assert sheet.height == SEEN
 
-    eye.write_text(json.dumps({"file": "a.png", "prompt": "a lion", "right": True}))
-    with pytest.raises(SystemExit, match="a prompt of the toybox suite"):
+    eye.write_text(json.dumps(record | {"right": [True]}))
+    with pytest.raises(SystemExit, match="true or false for things of one kind"):
         lessons.teach(eye)
 
 
@@ -98,7 +101,8 @@ def test_of_different_things_each_is_taught(tmp_path: Path, monkeypatch: pytest.
     Image.fromarray(to_bytes(render([scene], SIZE))[0].transpose(1, 2, 0)).save(tmp_path / "a.png")
     right = [k == 1 for k in range(len(asked.looks))]
     eye = tmp_path / "labels.jsonl"
-    eye.write_text(json.dumps({"file": "a.png", "prompt": prompt, "right": right}))
+    record = {"file": "a.png", "prompt": prompt, "expected": asdict(asked)}
+    eye.write_text(json.dumps(record | {"right": right}))
     lessons.teach(eye)
     things = read_lessons(tmp_path / "lessons").things[0, : len(right)]
     assert things[:, FIELDS.index("form")].tolist() == right
@@ -106,6 +110,6 @@ def test_of_different_things_each_is_taught(tmp_path: Path, monkeypatch: pytest.
     assert things[1, :2].tolist() == [list(NOUNS).index(good.look.noun), list(COLOURS).index(good.look.colour)]
     assert things[1, FIELDS.index("right") :][:2] == pytest.approx(heart(good), abs=0.08)
 
-    eye.write_text(json.dumps({"file": "a.png", "prompt": prompt, "right": False}))
+    eye.write_text(json.dumps(record | {"right": False}))
     with pytest.raises(SystemExit, match="one for each thing"):
         lessons.teach(eye)

@@ -27,8 +27,17 @@ from pipelines.evaluation.detector.data import (
     usual,
 )
 from pipelines.evaluation.detector.misshapen import known, misshape
-from pipelines.evaluation.detector.network import CROP, GRID, HEADS, SEEN, Detector, DetectorConfig, hearts
-from pipelines.evaluation.detector.training import MaterialTask, Targets, WhatAndWhereTask, choose_threshold, train
+from pipelines.evaluation.detector.network import CROP, GRID, HEADS, SEEN, Detector, DetectorConfig, Seen, hearts
+from pipelines.evaluation.detector.training import (
+    MaterialTask,
+    Targets,
+    WhatAndWhereTask,
+    as_many,
+    choose_clear,
+    choose_threshold,
+    split,
+    train,
+)
 
 
 def test_hearts_lie_in_their_things():
@@ -188,6 +197,54 @@ def test_losses_are_functions_of_weights_and_step(tasks):
 
 def test_the_threshold_is_a_score(tasks):
     assert 0 < choose_threshold(tasks[0].model, tasks[0].shards[0]) < 1
+
+
+class Told:
+    """Sees in each picture of one colour a thing as clear as the picture is bright; in a black one nothing."""
+
+    def see(self, pictures):
+        bright = (pictures.mean(dim=(1, 2, 3)) + 1) / 2
+        image = bright.nonzero()[:, 0]
+        return Seen(image=image, heart=image, score=image, clear=bright[image], at={})
+
+
+def lessons_of(bright, right):
+    pixels = np.broadcast_to(np.array(bright, np.uint8)[:, None, None, None], (len(bright), 3, SEEN, SEEN))
+    things = np.full((len(bright), 5, len(FIELDS)), np.nan, np.float32)
+    things[:, 0] = 0.0
+    things[:, 0, FORM] = right
+    return Pictures(pixels, things)
+
+
+@pytest.mark.parametrize(
+    ("right", "above", "below"),
+    [
+        ((0, 0, 0, 0, 1, 0, 1, 1), 180, 200),  # the one at 140 is given up: to be too kind at 180 would cost twice
+        ((0, 0, 1, 1, 1, 0, 1, 1), 60, 100),  # but three are not
+    ],
+)
+def test_what_is_clear_is_chosen_by_the_eye(right, above, below):
+    """Each of the pictures is brighter than the last; the first is of nothing."""
+    examined = lessons_of((0, 60, 100, 120, 140, 180, 200, 240), right)
+    clear = choose_clear(Told(), [examined])  # type: ignore[arg-type]
+    assert above / 255 < clear <= below / 255 + 0.01
+
+
+def test_of_lessons_some_are_kept():
+    learned, examined = split(lessons_of(range(20), [1] * 20))
+    assert examined.pixels[:, 0, 0, 0].tolist() == [0, 5, 10, 15]
+    assert len(learned.pixels) == len(learned.things) == 16
+    renders = lessons_of(range(20), [1] * 20)
+    renders.things[:3] = np.nan  # the bare ground
+    assert as_many(examined, renders).pixels[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
+
+
+def test_true_renders_count_as_lessons():
+    """That a dark picture is a true render outweighs what is darker and right, or brighter and not, nowhere else."""
+    lessons = lessons_of((60, 100, 200), (0, 0, 1))
+    assert choose_clear(Told(), [lessons]) > 100 / 255  # type: ignore[arg-type]
+    renders = lessons_of((90, 90, 90), (1, 1, 1))
+    assert 60 / 255 < choose_clear(Told(), [lessons, renders]) <= 90 / 255 + 0.01  # type: ignore[arg-type]
 
 
 def test_shards_are_drawn_once_and_read_after(tmp_path):

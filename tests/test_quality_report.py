@@ -1,6 +1,7 @@
 """benchmarks/quality: the report says what the stored results say."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no installed package
 
-from benchmarks.quality import binding, judge, report, stored, suite  # noqa: E402
+from benchmarks.quality import binding, curve, judge, report, stored, suite  # noqa: E402
 from benchmarks.quality.chart import apart, chart  # noqa: E402
 from benchmarks.quality.drawing import Setting, expected  # noqa: E402
 from pipelines.evaluation.intervals import Share, clustered_share  # noqa: E402
 from pipelines.evaluation.judge import RULES  # noqa: E402
+from weights.hub import EMBEDDED  # noqa: E402
 
 
 @pytest.fixture
@@ -168,3 +170,16 @@ def test_binding_is_told_of_the_shipped_encoder(pages: Path) -> None:
     assert told["noun alone"]["colour"] < 0.2, "a colour cannot be told from the noun"
     assert told["encoding"]["colour"] > 0.9
     assert told["encoding"]["place"] > told["noun alone"]["place"] + 0.2
+
+
+def test_versions_of_the_default_come_from_history() -> None:
+    """The last is what was committed last; earlier ones are other weights."""
+    log = subprocess.run(
+        ["git", "-C", str(EMBEDDED), "log", "--format=%h", "--", "stage-0-base-64"], capture_output=True, check=False
+    )
+    if len(log.stdout.split()) < 2:
+        pytest.skip("no history here, or a shallow one")
+    bases = [(folder / "stage-0-base-64" / "model.safetensors").read_bytes() for folder in curve.versions()]
+    assert len(set(bases)) == len(bases) >= 2
+    committed = ["git", "-C", str(EMBEDDED), "show", "HEAD:./stage-0-base-64/model.safetensors"]
+    assert bases[-1] == subprocess.run(committed, capture_output=True, check=True).stdout

@@ -4,7 +4,7 @@ python -m benchmarks.quality gallery             the README's pictures: fixed pr
 python -m benchmarks.quality suite               the toybox suite: verdicts per category, and the failures
 python -m benchmarks.quality super-resolution    materials recognized, consistency, sharpness
 python -m benchmarks.quality guidance            a sweep of the base's guidance weight
-python -m benchmarks.quality curve RUN           score against samples seen, from a training run's snapshots
+python -m benchmarks.quality curve               score against samples seen, of every version that was committed
 python -m benchmarks.quality copies              are samples copies of training scenes?
 python -m benchmarks.quality detector            the judge's eyes, on true renders
 python -m benchmarks.quality label               images to label by eye

@@ -36,8 +36,8 @@ def measure_guidance(setting: Options) -> None:
     guidance.measure(setting)
 
 
-def measure_curve(run: tyro.conf.Positional[Path], setting: Options) -> None:
-    curve.measure(run, setting)
+def measure_curve(setting: Options) -> None:
+    curve.measure(setting)
 
 
 def measure_copies(setting: Options) -> None:

@@ -1,31 +1,35 @@
-"""The learning curve: the base's score at 64 px against the samples it has seen, from a training run's snapshots."""
+"""The learning curve: the base's score at 64 px against the samples it had seen, from this repository's history.
 
+Every version of the embedded default that was ever committed is drawn from anew and judged by the present detector, so
+that all points are measured alike.
+"""
+
+import io
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-
-from safetensors.torch import load_file
+from tempfile import TemporaryDirectory
 
 from benchmarks.quality.drawing import Setting, draw, expected, verdicts
-from benchmarks.quality.stored import load, store
-from cascade.build import load_network
+from benchmarks.quality.stored import store
+from cascade.training.toybox import Shipped, stage_config
 from pipelines.evaluation.detector import Detector
+from weights.hub import EMBEDDED
 
 CATEGORIES = ("colours", "counting", "positional")
 
 
-def measure(run: Path, setting: Setting) -> None:
-    """Score every snapshot of a run that has no score yet.
-
-    Args:
-        run: A run folder of cascade.training.toybox, such as runs/toybox/base-64-from-0.
-    """
-    pipe, detector = setting.pipeline(), Detector.from_pretrained()
-    prompts = setting.suite(*CATEGORIES)
-    rows = (load("curve") or {"rows": []})["rows"]
-    for snapshot in sorted(run.glob("snapshots/*.safetensors")):
-        samples = int(snapshot.stem)
-        if any(row["samples"] == samples for row in rows):
+def measure(setting: Setting) -> None:
+    """Score every version whose base has the present network."""
+    detector, prompts, rows = Detector.from_pretrained(), setting.suite(*CATEGORIES), []
+    for folder in versions():
+        shipped = Shipped(folder)
+        if shipped.stage(stage_config("base-64").stage) is None:
             continue
-        load_network(pipe.cascade.stages[0], load_file(snapshot), str(snapshot), pipe.dtype)
+        pipe = replace(setting, model=str(folder)).pipeline()
+        samples = shipped.samples("base-64")
         for prompt, own in zip(prompts, draw(pipe, prompts, setting.images, stop_after=0), strict=True):
             found = verdicts(detector, own.cpu(), expected(prompt))
             rows.append(
@@ -37,4 +41,20 @@ def measure(run: Path, setting: Setting) -> None:
                 }
             )
         print(f"{samples} samples done", flush=True)
-        store("curve", {"rows": sorted(rows, key=lambda row: row["samples"])})
+        store("curve", {"rows": rows})
+
+
+def versions() -> Iterator[Path]:
+    """Folders with the embedded default as it was after each commit that changed its base, oldest first."""
+    base = next(EMBEDDED.glob("stage-0-*")) / "model.safetensors"
+    for commit in _git("log", "--reverse", "--diff-filter=AM", "--format=%h", "--", str(base)).decode().split():
+        with TemporaryDirectory() as folder:
+            archive = _git("archive", commit, ".")
+            with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+                files.extractall(folder, filter="data")
+            yield Path(folder)
+
+
+def _git(*arguments: str) -> bytes:
+    """In the embedded default's folder."""
+    return subprocess.run(["git", "-C", str(EMBEDDED), *arguments], check=True, capture_output=True).stdout

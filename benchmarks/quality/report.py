@@ -179,8 +179,8 @@ def curve_section(stored: dict[str, Any]) -> str:
     lines["two bound"] = _lines(positional, "samples", "bound")["positional"]
     chart(lines, "training samples seen", IMAGES / "learning-curve.svg")
     return (
-        "## Learning curve\n\nThe base at 64 px, from snapshots of its training, run after run. Up to 787,000 samples"
-        " it read the prompts through an earlier text encoder, which did not say what belongs together.\n\n"
+        "## Learning curve\n\nThe base at 64 px, in every version of it that was committed, judged alike. The first"
+        " three read the prompts through an earlier text encoder, which did not say what belongs together.\n\n"
         "![learning curve](images/learning-curve.svg)"
     )
 
@@ -245,10 +245,10 @@ def judge_section(stored: dict[str, Any]) -> str:
         f" {of(False, True)} are called right and are not, {of(True, False)} are called wrong and are right. The goal"
         " is 92%, and at most 4% called right that are not.\n\nWhat limits it: a toy may be half there, and where it"
         " ends to be one the eye itself wavers. Besides true and misshapen renders, the detector learned from other"
-        " generated images judged by eye (docs/quality/lessons), of the suite as drawn after 172,000, 455,000, 671,000"
-        " and 897,000 samples, with other seeds: of these it says in part what the eye said, and of a model that fails"
-        " in other ways it may be a worse judge. And it must not be so strict that true toys fail: small ones, of which"
-        " least is seen, do first."
+        " generated images judged by eye (docs/quality/lessons), drawn after 172,000 to 930,000 samples with other"
+        " seeds. A fifth of these were kept to choose how clear a toy must be, where to call right what is not cost"
+        " twice. Of a model that fails in other ways it may be a worse judge, and it must not be so strict that true"
+        " toys fail."
     )
 
 

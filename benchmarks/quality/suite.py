@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.quality.drawing import Setting, draw_to, expected, read_images, verdicts
+from benchmarks.quality.drawing import Setting, draw_to, expected, read_images
 from benchmarks.quality.stored import store
 from pipelines.evaluation.detector import Detector
+from pipelines.evaluation.judge import judge
 from pipelines.evaluation.suite import Prompt
 
 DRAWN = Path("runs/quality/suite")
@@ -18,13 +19,13 @@ def measure(setting: Setting) -> None:
     files = draw_to(DRAWN, setting, prompts)
     detector, rows = Detector.from_pretrained(), []
     for number, (prompt, own) in enumerate(zip(prompts, files, strict=True)):
-        images, other = read_images(own), expected(another(prompts, number))
+        asked, other, found = expected(prompt), expected(another(prompts, number)), detector.find(read_images(own))
         rows.append(
             {
                 "category": prompt.category,
                 "prompt": prompt.prompt,
-                "wrong": [list(verdict.wrong) for verdict in verdicts(detector, images, expected(prompt))],
-                "control": [verdict.right for verdict in verdicts(detector, images, other)],
+                "wrong": [list(judge(asked, each).wrong) for each in found],
+                "control": [judge(other, each).right for each in found],
             }
         )
     store("suite", {"images_per_prompt": setting.images, "rows": rows})

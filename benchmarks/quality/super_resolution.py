@@ -1,7 +1,5 @@
 """What super-resolution adds: materials recognized, consistency with its input, error and sharpness."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -25,19 +23,11 @@ def measure(setting: Setting) -> None:
     recognized: dict[str, list[list[bool]]] = {}
     for start in range(0, len(prompts), BATCH // setting.images):
         some = prompts[start : start + BATCH // setting.images]
-        out = pipe(
-            [prompt.prompt for prompt in some],
-            num_images_per_prompt=setting.images,
-            seed=start * setting.images,
-            output_type="pt",
-            return_intermediates=True,
-        )
-        assert out.intermediates is not None, "asked for"
-        small, large = (out.intermediates[k].float().mul(2).sub(1) for k in (last - 1, last))
-        bicubic = upsample(small, (large.shape[-2], large.shape[-1]))
-        for name, images in (("generated, bicubic", bicubic), ("generated, super-resolution", large)):
+        captions = [prompt.prompt for prompt in some for _ in range(setting.images)]
+        small = pipe(captions, seed=start * setting.images, output_type="pt", stop_after=last - 1).images
+        for name, images in enlarged(pipe, small.float().mul(2).sub(1), captions).items():
             for prompt, own in zip(some, images.unflatten(0, (-1, setting.images)), strict=True):
-                recognized.setdefault(name, []).append(
+                recognized.setdefault(f"generated, {name}", []).append(
                     [
                         "material" not in v.wrong and "number" not in v.wrong
                         for v in verdicts(detector, own, expected(prompt))
@@ -49,14 +39,14 @@ def measure(setting: Setting) -> None:
         scenes += [scene] * (scene.description.looks[0].material != "plain")
         index += 1
     truth = render(scenes, pipe.cascade.stages[last].config.resolution[0])
-    versions = enlargements(pipe, truth, [plain_caption(scene.description) for scene in scenes])
-    for name, images in versions.items():
-        if name != "grey input":
-            recognized[f"renders, {name}"] = [
-                ["material" not in verdicts(detector, image[None], scene.description)[0].wrong]
-                for image, scene in zip(images, scenes, strict=True)
-            ]
     low = downsample(truth, (64, 64))
+    captions = [plain_caption(scene.description) for scene in scenes]
+    versions = {**enlarged(pipe, low, captions), "true render": truth}
+    for name, images in versions.items():
+        recognized[f"renders, {name}"] = [
+            ["material" not in verdicts(detector, image[None], scene.description)[0].wrong]
+            for image, scene in zip(images, scenes, strict=True)
+        ]
     store(
         "super-resolution",
         {
@@ -75,24 +65,18 @@ def measure(setting: Setting) -> None:
     grid(from_tensor(torch.stack(shown), "pil"), 6).save(IMAGES / "super-resolution.png", optimize=True)
 
 
-def enlargements(pipe: Pipeline, truth: Tensor, captions: list[str]) -> dict[str, Tensor]:
-    """The same pictures, N 3 H W in [-1, 1], enlarged in several ways from a quarter of their size."""
+def enlarged(pipe: Pipeline, low: Tensor, captions: list[str]) -> dict[str, Tensor]:
+    """The same pictures, N 3 h w in [-1, 1], in several ways as N 3 H W; in one, free to mend its faults."""
     last = len(pipe.cascade) - 1
-    low = downsample(truth, (truth.shape[-2] // 4, truth.shape[-1] // 4))
 
-    def stage(aug_level: float | None = None) -> Callable[[Tensor], Tensor]:
-        def enlarge(image: Tensor) -> Tensor:
-            options = {"start_stage": last, "aug_level": aug_level, "max_batch_size": 8, "output_type": "pt", "seed": 0}
-            return pipe(captions, image=(image.clamp(-1, 1) + 1) / 2, **options).images.cpu().float() * 2 - 1
-
-        return enlarge
+    def enlarge(aug_level: float | None = None) -> Tensor:
+        options = {"start_stage": last, "aug_level": aug_level, "max_batch_size": 8, "output_type": "pt", "seed": 0}
+        return pipe(captions, image=(low.clamp(-1, 1) + 1) / 2, **options).images.cpu().float() * 2 - 1
 
     return {
-        "bicubic": upsample(low, (truth.shape[-2], truth.shape[-1])),
-        "super-resolution, aug_level 0": stage(0.0)(low),
-        "super-resolution": stage()(low),
-        "grey input": stage(0.0)(torch.zeros_like(low)),
-        "true render": truth,
+        "bicubic": upsample(low, pipe.cascade.stages[last].config.resolution),
+        "super-resolution, aug_level 0.2": enlarge(0.2),
+        "super-resolution": enlarge(),
     }
 
 

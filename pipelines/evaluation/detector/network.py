@@ -55,7 +55,7 @@ class DetectorConfig:
     material_fine: tuple[int, int] = (48, 2)
     material_coarse: tuple[int, int] = (80, 1)
     threshold: float = 0.4
-    clear: float = 0.35  # chosen on generated images labelled by eye, others than those the judge is tried by
+    clear: float = 0.35
     nouns: tuple[str, ...] = tuple(NOUNS)
     colours: tuple[str, ...] = tuple(COLOURS)
     materials: tuple[str, ...] = MATERIALS
@@ -149,6 +149,21 @@ class Material(nn.Module):
         return torch.einsum("tcp,tp->tc", out[:, 1:].flatten(2), weights)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """T things in some pictures.
+
+    image T: the number of the picture; heart T 2: x and y in cells; score, clear T: the products that `threshold` and
+    `clear` of DetectorConfig bound; at: what HEADS say of each, T C.
+    """
+
+    image: Tensor
+    heart: Tensor
+    score: Tensor
+    clear: Tensor
+    at: dict[str, Tensor]
+
+
 class Detector(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -178,35 +193,41 @@ class Detector(nn.Module):
         return found
 
     def _find(self, images: Tensor) -> list[list[Found]]:
-        pictures = F.avg_pool2d(images, SIZE // SEEN)
+        seen = self.see(F.avg_pool2d(images, SIZE // SEEN))
+        corner = (seen.heart * (SIZE / GRID) - CROP / 2).round().long().clamp(0, SIZE - CROP)
+        crops = [
+            images[i, :, y : y + CROP, x : x + CROP] for i, (x, y) in zip(seen.image, corner.tolist(), strict=True)
+        ]
+        materials = self.material(torch.stack(crops)).argmax(dim=1).tolist() if crops else []
+        clear = (seen.clear >= self.config.clear).tolist()
+        found: list[list[Found]] = [[] for _ in images]
+        for i in seen.score.argsort(descending=True).tolist():
+            x, y, z = seen.at["place"][i].tolist()
+            found[int(seen.image[i])].append(
+                Found(
+                    noun=self.config.nouns[int(seen.at["noun"][i].argmax())] if clear[i] else UNCLEAR,
+                    colour=self.config.colours[int(seen.at["colour"][i].argmax())],
+                    material=(*self.config.materials, UNCLEAR)[materials[i]],
+                    position=(x, y, z),
+                    bulk=math.exp(float(seen.at["log_bulk"][i])),
+                    score=float(seen.score[i]),
+                )
+            )
+        return found
+
+    @torch.no_grad()
+    def see(self, pictures: Tensor) -> Seen:
+        """What stands where in pictures, B 3 SEEN SEEN in [-1, 1]."""
         maps = self.what_and_where(pictures)
         mirrored = self.what_and_where(pictures.flip(-1))["form"].flip(2)
         maps["form"] = (maps["form"] + mirrored) / 2  # forms are the hardest to tell, and a mirror does not change them
         score, peak = hearts(maps)
-        image, row, column = (peak & (score >= self.config.threshold)).nonzero(as_tuple=True)  # T each
-        at = {name: value[image, row, column] for name, value in maps.items()}  # T C
-        middle = torch.stack([column, row], dim=1) + 0.5
-        corner = ((middle + at["offset"]) * (SIZE / GRID) - CROP / 2).round().long().clamp(0, SIZE - CROP)
-        crops = [images[i, :, y : y + CROP, x : x + CROP] for i, (x, y) in zip(image, corner.tolist(), strict=True)]
-        materials = self.material(torch.stack(crops)).argmax(dim=1).tolist() if crops else []
-        found: list[list[Found]] = [[] for _ in images]
-        order = score[image, row, column].argsort(descending=True).tolist()
-        for i in order:
-            x, y, z = at["place"][i].tolist()
-            sure, noun = at["noun"][i].softmax(dim=0).max(dim=0)
-            there, formed = float(at["heart"][i].sigmoid()), float(at["form"][i].sigmoid())
-            clear = there * formed * float(sure) >= self.config.clear
-            found[int(image[i])].append(
-                Found(
-                    noun=self.config.nouns[int(noun)] if clear else UNCLEAR,
-                    colour=self.config.colours[int(at["colour"][i].argmax())],
-                    material=(*self.config.materials, UNCLEAR)[materials[i]],
-                    position=(x, y, z),
-                    bulk=math.exp(float(at["log_bulk"][i])),
-                    score=there,
-                )
-            )
-        return found
+        image, row, column = (peak & (score >= self.config.threshold)).nonzero(as_tuple=True)
+        at = {name: value[image, row, column] for name, value in maps.items()}
+        heart = torch.stack([column, row], dim=1) + 0.5 + at["offset"]
+        score = score[image, row, column]
+        clear = score * at["form"][:, 0].sigmoid() * at["noun"].softmax(dim=1).amax(dim=1)
+        return Seen(image, heart, score, clear, at)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors (float16) into the folder."""

@@ -55,6 +55,7 @@ LOOP = LoopConfig(
 )
 LESSONS = Path("docs/quality/lessons")
 LESSON_SHARE = 0.25  # of the pictures shown: lessons are few
+EXAMINED = 5  # of so many lessons, one is not learned from: `clear` is chosen by these
 MATERIAL_SHARE = 0.14  # of the training time
 NEAR = 1.5  # cells about a heart that learn to describe its thing
 
@@ -208,6 +209,38 @@ def choose_threshold(model: WhatAndWhere, pictures: Pictures) -> float:
     return float(np.median(thresholds[right == right.max()]).round(2))
 
 
+@torch.no_grad()
+def choose_clear(detector: Detector, examined: list[Pictures]) -> float:
+    """How clear things must be for the pictures to be called right that are so, where to be too kind counts twice; the
+    middle one of the best."""
+    least = []  # of each picture, how clear the least clear of its things is
+    for source in examined:
+        for start in range(0, len(source.pixels), 64):
+            pictures = to_images(np.array(source.pixels[start : start + 64]))
+            seen = detector.see(pictures)
+            nothing = torch.zeros(len(pictures))
+            least.append(nothing.scatter_reduce(0, seen.image, seen.clear, "amin", include_self=False).numpy())
+    form = np.concatenate([source.things[..., FIELDS.index("form")] for source in examined])
+    right = np.nanmin(form, axis=1) > 0.5
+    thresholds = np.arange(0.05, 0.96, 0.01).round(2)
+    called = np.concatenate(least)[:, None] >= thresholds
+    cost = (called & ~right[:, None]).sum(axis=0) * 2 + (~called & right[:, None]).sum(axis=0)
+    return float(np.median(thresholds[cost == cost.min()]).round(2))
+
+
+def split(lessons: Pictures) -> tuple[Pictures, Pictures]:
+    """What is learned from, and what `clear` is chosen by."""
+    examined = np.arange(len(lessons.pixels)) % EXAMINED == 0
+    learned, kept = (Pictures(lessons.pixels[which], lessons.things[which]) for which in (~examined, examined))
+    return learned, kept
+
+
+def as_many(lessons: Pictures, renders: Pictures) -> Pictures:
+    """Of the renders that show something, as many as there are lessons."""
+    which = np.flatnonzero(~np.isnan(renders.things[:, 0, 0]))[: len(lessons.pixels)]
+    return Pictures(renders.pixels[which], renders.things[which])
+
+
 def train(
     minutes: float,
     shards: int = 16,
@@ -231,7 +264,7 @@ def train(
     if only is not None and start_from is None:
         raise ValueError(f"only the {only} part: say with start_from which detector's other part goes with it")
     settings = {"loop": {"optimizer": LOOP.optimizer}, "start_from": start_from and str(start_from)}
-    taught = read_lessons(lessons)
+    taught, examined = split(read_lessons(lessons))
 
     def pictures(name: str, scenes: Callable[[int], Scene], count: int) -> list[Pictures]:
         return [shard(runs / name, number, partial(draw_pictures, scenes), Pictures) for number in range(count)]
@@ -265,6 +298,7 @@ def train(
         loop.ema.copy_to_model()
     threshold = choose_threshold(detector.what_and_where, validation)
     detector.config = replace(detector.config, threshold=threshold)
+    detector.config = replace(detector.config, clear=choose_clear(detector, [examined, as_many(examined, validation)]))
     detector.save_pretrained(folder)
 
 
