@@ -50,7 +50,7 @@ lint: $(INSTALLED_DEV)
 
 weights: $(INSTALLED)
 	$(if $(MINUTES),,$(error say for how long: make weights MINUTES=10 [DEVICE=cuda]))
-	$(PY) -m cascade.training.toybox --minutes $(MINUTES) $(if $(DEVICE),--device $(DEVICE))
+	THP_MEM_ALLOC_ENABLE=1 $(PY) -m cascade.training.toybox --minutes $(MINUTES) $(if $(DEVICE),--device $(DEVICE))
 
 # Stamp files: an environment is made once, and again only when what it should hold has changed.
 define install

@@ -140,3 +140,12 @@ class TestOneCommand:
             assert cli.main(["draw", "--prompt", "a cat", "--error", "warning"]) == 0
         assert capsys.readouterr().out == "cascade: warning: the word 'gnu' is new to me\na cat 0\n"
         assert warnings.formatwarning is before
+
+
+@pytest.mark.parametrize(("said", "asked"), [(None, "1"), ("0", "0")])
+def test_torch_is_asked_for_huge_pages_unless_the_user_says_no(said, asked, draw_command, monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", said or "")
+    if said is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    assert cli.main(["draw", "--prompt", "a cat"]) == 0
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == asked
