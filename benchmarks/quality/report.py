@@ -239,8 +239,8 @@ def judge_section(stored: dict[str, Any]) -> str:
     eyes = clustered_share([[row["eyes"][0] == row["eyes"][1]] for row in rows])
     return (
         f"## Can the judge be trusted?\n\n{len(rows)} generated images were labelled by eye before any detector saw"
-        " them (docs/quality/labelled); nothing was trained on them. An earlier detector was tried by them, too, and the"
-        " rule that chooses `clear` was decided on with their figures in view. Two labelled them, each alone:"
+        " them (docs/quality/labelled); nothing was trained on them. An earlier detector was tried by them, too, and"
+        " the rule that chooses `clear` was decided on with their figures in view. Two labelled them, each alone:"
         f" they agree on {eyes}, and right is what both call so. With that the judge agrees on"
         f" {agreed}; of all,"
         f" {of(False, True)} are called right and are not, {of(True, False)} are called wrong and are right. The goal"
