@@ -88,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if name not in COMMANDS:
         return _fail(f"no command {name!r}{_suggestion(name)}")
-    # On a CPU, much of the time goes into giving pages back and getting them anew: less of it, if they are huge. torch
-    # reads this when it first allocates.
+    # What a CPU computes in large batches is given back and taken anew page by page: huge ones are fewer. torch reads
+    # this when it first allocates.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with _plain_warnings():
         return _run(name, rest)

@@ -239,7 +239,7 @@ def judge_section(stored: dict[str, Any]) -> str:
     eyes = clustered_share([[row["eyes"][0] == row["eyes"][1]] for row in rows])
     return (
         f"## Can the judge be trusted?\n\n{len(rows)} generated images were labelled by eye before any detector saw"
-        " them (docs/quality/labelled); nothing was trained on them. An earlier detector was tried by them, too, and"
+        " them (docs/quality/labelled); nothing was trained on them. The detector before this one was tried, too, and"
         " the rule that chooses `clear` was decided on with their figures in view. Two labelled them, each alone:"
         f" they agree on {eyes}, and right is what both call so. With that the judge agrees on"
         f" {agreed}; of all,"
@@ -247,9 +247,9 @@ def judge_section(stored: dict[str, Any]) -> str:
         " is 92%, and at most 4% called right that are not.\n\nWhat limits it: a toy may be half there, and where it"
         " ends to be one the eye itself wavers. Besides true and misshapen renders, the detector learned from other"
         " generated images judged by eye (docs/quality/lessons), drawn after 172,000 to 930,000 samples with other"
-        " seeds. A fifth of these were kept to choose how clear a toy must be, where to call right what is not cost"
-        " twice. Of a model that fails in other ways it may be a worse judge, and it must not be so strict that true"
-        " toys fail."
+        " seeds. By a fifth of these, and as many true renders, is chosen how clear a toy must be, where to call right"
+        " what is not costs twice; the older of that fifth had been learned from before. Of a model that"
+        " fails in other ways it may be a worse judge, and it must not be so strict that true toys fail."
     )
 
 

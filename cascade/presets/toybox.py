@@ -39,7 +39,7 @@ def toybox_sr256() -> StageConfig:
     """The embedded default's 64 -> 256 px super-resolution.
 
     It predicts x, which its low-resolution image already nearly is. It is guided: the caption alone tells materials. It
-    may mend that image a little (aug_level 0.1): with more freedom, its textures are coarser, with less, edges blur.
+    may mend that image a little (aug_level); docs/quality.md has what more of it costs.
     """
     return StageConfig(
         name="sr-256",
